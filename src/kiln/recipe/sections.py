@@ -1,0 +1,206 @@
+"""What a recipe can say: one frozen section per subject, one sentence of help per field.
+
+The sections are plain dataclasses, so that reading their help costs no heavy import; `kiln.recipe.check` turns them into
+strict pydantic models when values arrive. Field metadata: `description` (feeds `--help`, the docs and the JSON schema),
+`how` (decides how the work is done, never what comes out: a resumed run may change it) and `units` of a duration.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Annotated, Any, Literal, TypeVar, dataclass_transform
+
+from annotated_types import Ge, Gt, Interval
+
+from kiln.recipe.check import check_section
+from kiln.recipe.duration import Duration
+
+Auto = Literal["auto"]
+PositiveInt = Annotated[int, Ge(1)]
+CountInt = Annotated[int, Ge(0)]
+PositiveFloat = Annotated[float, Gt(0)]
+NonNegativeFloat = Annotated[float, Ge(0)]
+Share = Annotated[float, Interval(ge=0, le=1)]
+ShareBelowOne = Annotated[float, Interval(ge=0, lt=1)]
+
+TRAINING_UNITS = ("ep", "steps")
+SHARE_UNITS = ("ep", "steps", "%")
+ALL_UNITS = ("ep", "steps", "%", "h", "m", "s")
+
+
+def option(default: Any, description: str, *, how: bool = False, units: tuple[str, ...] = ()) -> Any:
+    """A field of a section: its default, its one sentence of help, and what else is known about it."""
+    extra: dict[str, Any] = {"how": True} if how else {}
+    if units:
+        extra["units"] = list(units)
+    metadata = {"description": description, "json_schema_extra": extra}
+    if isinstance(default, dict):
+        return dataclasses.field(default_factory=lambda: dict(default), metadata=metadata)
+    return dataclasses.field(default=default, metadata=metadata)
+
+
+SectionType = TypeVar("SectionType", bound="Section")
+
+
+class Section:
+    """Base of all sections: checks every value when it is made, all problems at once.
+
+    Raises: UsageError: an unknown field, or a value of the wrong type or out of range.
+    """
+
+    def __init__(self, **values: Any) -> None:
+        for name, value in check_section(type(self), values).items():
+            object.__setattr__(self, name, value)
+
+
+@dataclass_transform(kw_only_default=True, frozen_default=True, field_specifiers=(option,))
+def section(cls: type[SectionType]) -> type[SectionType]:
+    """Make a frozen dataclass whose constructor is `Section`'s checked one."""
+    return dataclasses.dataclass(frozen=True, kw_only=True, init=False)(cls)
+
+
+@section
+class Data(Section):
+    """Where the samples come from and how they are split."""
+
+    path: str | None = option(None, "Folder, table, archive or glob that holds the labelled images.", how=True)
+    root: str | None = option(None, "Folder that the file names of a table are relative to.", how=True)
+    path_column: str | None = option(None, "Table column that holds the file names.")
+    label_column: str | None = option(None, "Table column that holds the labels.")
+    split_column: str | None = option(None, "Table column that says train, val or test.")
+    group_column: str | None = option(None, "Table column whose equal values must stay in one split.")
+    class_names: str | None = option(None, "Text file with one class name per line, for integer labels.")
+    val_fraction: ShareBelowOne = option(0.15, "Share of the training samples to validate on, if none are set apart.")
+    test_fraction: ShareBelowOne = option(0.0, "Share of all samples to set apart for the final test.")
+    bad_files: Literal["error", "skip"] = option(
+        "error", "An unreadable validation or test file: stop, or skip and count it (in training its weight is 0)."
+    )
+    max_bad_fraction: Share = option(0.01, "Stop when more than this share of the training files is unreadable.")
+    max_pixels: PositiveInt = option(50_000_000, "Refuse images with more pixels than this before decoding them.")
+    channels: Auto | PositiveInt = option("auto", "Image channels: 3 for colour, 1 for grey, auto for what the data has.")
+    resize: Literal["crop", "pad", "stretch"] = option("crop", "How an image is brought to the model's square.")
+    workers: Auto | CountInt = option("auto", "Processes that decode images; 0 decodes in the main process.", how=True)
+    prefetch: PositiveInt = option(4, "Batches to prepare ahead of the device.", how=True)
+
+
+@section
+class Model(Section):
+    """The network and the weights that it starts from."""
+
+    name: str = option("auto", "A timm name, torchvision/NAME, module:function, or auto for one that fits the data.")
+    weights: str = option("none", "Weights to start from: none, pretrained, a file, or hf-hub:NAME.")
+    img_size: Auto | PositiveInt = option("auto", "Side of the square image that the model sees, in pixels.")
+    drop: ShareBelowOne = option(0.0, "Dropout probability before the classifier.")
+    drop_path: ShareBelowOne = option(0.0, "Probability of dropping a residual branch (stochastic depth).")
+    kwargs: dict[str, Any] = option({}, "Further arguments for the model's constructor.")
+    trust: tuple[str, ...] = option((), "Code (module:name) that a file may name and that may run here.", how=True)
+
+
+@section
+class Task(Section):
+    """What the target is."""
+
+    name: str = option("auto", "What to learn: classification, multilabel, or auto to tell from the labels.")
+    separator: str = option(",", "What separates the labels of one image in a multilabel table.")
+
+
+@section
+class Augment(Section):
+    """How training images are varied."""
+
+    policy: Literal["light", "none"] = option("light", "Random crops and flips (light), or the plain image (none).")
+    crop_scale: tuple[PositiveFloat, PositiveFloat] = option((0.35, 1.0), "Smallest and largest crop, as share of area.")
+    crop_ratio: tuple[PositiveFloat, PositiveFloat] = option((0.75, 4 / 3), "Narrowest and widest crop, width / height.")
+    hflip: Share = option(0.5, "Probability of mirroring an image left to right.")
+    vflip: Share = option(0.0, "Probability of turning an image upside down by mirroring.")
+
+
+@section
+class Loss(Section):
+    """What training makes small."""
+
+    name: str = option("auto", "The loss: auto for the task's own, cross_entropy, binary_cross_entropy, module:name.")
+    smoothing: ShareBelowOne = option(0.1, "Label smoothing: share of the target spread over all classes.")
+
+
+@section
+class Optim(Section):
+    """How weights are changed."""
+
+    name: str = option("adamw", "The optimizer: adamw, sgd, or module:name.")
+    lr: Auto | PositiveFloat = option("auto", "Peak learning rate; auto follows a stated rule for optimizer and batch.")
+    weight_decay: Auto | NonNegativeFloat = option("auto", "Weight decay; never applied to biases and norms.")
+    momentum: ShareBelowOne = option(0.9, "Momentum of SGD.")
+    betas: tuple[ShareBelowOne, ShareBelowOne] = option((0.9, 0.999), "Decay rates of AdamW's two averages.")
+    eps: PositiveFloat = option(1e-8, "Term that keeps AdamW's division finite.")
+    clip_norm: PositiveFloat | None = option(None, "Largest norm of the gradient of all weights together.")
+
+
+@section
+class Schedule(Section):
+    """How the learning rate moves."""
+
+    name: str = option("cosine", "Shape after warmup: cosine, constant, or module:name.")
+    warmup: Duration = option(Duration(10, "%"), "Length of the linear rise to the peak rate.", units=SHARE_UNITS)
+    min_lr_fraction: Share = option(0.01, "Rate at the end of the cosine, as share of the peak.")
+
+
+@section
+class Training(Section):
+    """How long, in which batches, and when to stop."""
+
+    epochs: Duration = option(Duration(10, "ep"), "Length of training, in epochs or steps.", units=TRAINING_UNITS)
+    batch_size: Auto | PositiveInt = option("auto", "Samples per optimizer step, over all processes.")
+    micro_batch_size: Auto | PositiveInt = option(
+        "auto", "Samples that pass through the model at once; gradients add up to the batch.", how=True
+    )
+    precision: Literal["auto", "fp32", "bf16"] = option("auto", "Number format of the heavy arithmetic.")
+    ema_decay: ShareBelowOne = option(0.0, "Decay per step of an average of the weights, which is evaluated; 0 is off.")
+    monitor: str = option("auto", "Validation metric that decides the best model; auto takes the task's own.")
+    patience: Duration | None = option(
+        None, "Stop after this long without a better validation metric.", units=SHARE_UNITS
+    )
+    drop_last: Auto | bool = option("auto", "Leave the last, smaller batch of an epoch out.")
+    seed: CountInt = option(0, "The number from which all randomness follows.")
+    eval_every: Duration = option(Duration(1, "ep"), "How often to validate.", units=SHARE_UNITS)
+
+
+@section
+class Checkpoint(Section):
+    """When the state of a run is saved."""
+
+    every: tuple[Duration, ...] = option(
+        (Duration(1, "ep"),), "How often to save: epochs, steps, minutes, or a list of them.", how=True, units=ALL_UNITS
+    )
+    keep: Annotated[int, Ge(2)] = option(2, "Newest checkpoints to keep, besides the best.", how=True)
+
+
+@section
+class RunPlace(Section):
+    """Where the run lies and what it runs on."""
+
+    output: str = option("runs", "Folder that holds the run folders.", how=True)
+    name: str | None = option(None, "Name of the run folder; without one, data, model and time make it.", how=True)
+    device: str = option("auto", "Device to compute on: auto, cpu, cuda, mps, xpu.", how=True)
+    strategy: Literal["auto", "single", "ddp"] = option("auto", "How processes share the work.", how=True)
+    processes: PositiveInt = option(1, "Processes that train together on this machine.", how=True)
+    memory_format: Literal["auto", "contiguous", "channels_last"] = option(
+        "auto", "Order of image tensors in memory.", how=True
+    )
+    determinism: Literal["seeded", "strict"] = option(
+        "seeded", "Repeat the samples and augmentations (seeded), or every bit (strict, slower on accelerators)."
+    )
+
+
+SECTIONS: dict[str, type[Section]] = {
+    "data": Data,
+    "model": Model,
+    "task": Task,
+    "augment": Augment,
+    "loss": Loss,
+    "optim": Optim,
+    "schedule": Schedule,
+    "training": Training,
+    "checkpoint": Checkpoint,
+    "run": RunPlace,
+}
