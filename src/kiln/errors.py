@@ -47,6 +47,7 @@ CODES: dict[str, str] = {
     "E501": "another process failed or fell silent",
     # numerics
     "E601": "the loss or the gradient is not finite",
+    "E602": "the outputs of a model are not finite",
     # security
     "E701": "code named by a file is not trusted",
     "E702": "a file holds code instead of weights",
@@ -143,9 +144,7 @@ class MissingExtraError(UsageError):
     """An optional dependency is not installed; the message names the extra that brings it."""
 
     def __init__(self, package: str, *, extra: str, purpose: str) -> None:
-        super().__init__(
-            "E104", f"{purpose} needs the package {package!r}", hint=f"pip install 'torchkiln[{extra}]'"
-        )
+        super().__init__("E104", f"{purpose} needs the package {package!r}", hint=f"pip install 'torchkiln[{extra}]'")
 
 
 class DataError(KilnError):

@@ -1,0 +1,156 @@
+"""A number and how far it can be trusted: 95 % intervals, closed where a closed form is good, resampled elsewhere."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from kiln import random
+from kiln.random import Purpose
+
+LEVEL = 0.95
+NUM_RESAMPLES = 1000
+_Z = 1.959963984540054  # the 97.5 % point of the normal distribution
+_CHUNK_CELLS = 2_000_000  # counts held at once while resampling: 16 MiB of int64
+
+Statistic = Callable[[NDArray[np.int64]], NDArray[np.float64]]
+
+
+@dataclass(frozen=True, slots=True)
+class Metric:
+    """A measured number.
+
+    Attributes:
+        value: what was measured.
+        low: lower end of the 95 % interval; None where none was computed.
+        high: upper end.
+        n: samples that it rests on.
+        higher_is_better: False for a loss.
+    """
+
+    value: float
+    low: float | None
+    high: float | None
+    n: int
+    higher_is_better: bool = True
+
+    def __str__(self) -> str:
+        if self.low is None or self.high is None:
+            return f"{self.value:.4f} (n={self.n})"
+        return f"{self.value:.4f} (95 % {self.low:.4f} to {self.high:.4f}, n={self.n})"
+
+    def better_than(self, other: Metric) -> bool:
+        """Whether this value beats the other's; says nothing about chance. NaN beats nothing."""
+        return self.value > other.value if self.higher_is_better else self.value < other.value
+
+
+def wilson(successes: ArrayLike, n: ArrayLike) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """95 % interval of a share, good down to no success and to one sample; (0, 1) where n is 0.
+
+    Source: Wilson 1927, JASA 22, 209-212.
+
+    Args:
+        successes: any shape, 0 <= successes <= n.
+        n: the same shape, or one that broadcasts.
+    Returns: low and high, of the broadcast shape.
+    """
+    successes, n = np.asarray(successes, np.float64), np.asarray(n, np.float64)
+    trials = np.maximum(n, 1.0)
+    share = successes / trials
+    centre = share + _Z**2 / (2 * trials)
+    half = _Z * np.sqrt(share * (1 - share) / trials + _Z**2 / (4 * trials**2))
+    scale = 1 + _Z**2 / trials
+    # A share of 0 or 1 is its own end of the interval; rounding would miss it by 1e-17.
+    low = np.where(successes <= 0, 0.0, np.maximum((centre - half) / scale, 0.0))
+    high = np.where(successes >= n, 1.0, np.minimum((centre + half) / scale, 1.0))
+    return low, high
+
+
+def mean_of_shares(successes: ArrayLike, n: ArrayLike) -> tuple[float, float]:
+    """95 % interval of the mean of independent shares, such as the mean recall over classes.
+
+    The Wilson intervals of the shares are combined by their distances from the estimate, so it has a width even where
+    every sample was right, which no resampling can give. Source: Zou and Donner 2008, Statistics in Medicine 27, eq. 3.
+
+    Args:
+        successes: (K,).
+        n: (K,), each > 0.
+    """
+    low, high = wilson(successes, n)
+    shares = np.asarray(successes, np.float64) / np.asarray(n, np.float64)
+    below = np.sqrt(np.square(shares - low).sum()) / len(shares)
+    above = np.sqrt(np.square(high - shares).sum()) / len(shares)
+    return float(max(shares.mean() - below, 0.0)), float(min(shares.mean() + above, 1.0))
+
+
+def bootstrap(
+    counts: ArrayLike,
+    statistic: Statistic,
+    *,
+    strata: ArrayLike | None = None,
+    seed: int = 0,
+    num_resamples: int = NUM_RESAMPLES,
+) -> tuple[float, float]:
+    """95 % percentile interval by resampling whole cells.
+
+    A cell is what samples have in common as far as the statistic can see: a cell of the confusion matrix, a single
+    sample, or a group of samples that belong together and are drawn together. Resampled counts of cells are
+    multinomial, so thousands of predictions cost no more than the cells they fall into.
+
+    Args:
+        counts: (C,) integers, how often each cell was seen.
+        statistic: resampled counts (R, C) -> values (R,); called with a few rows at a time.
+        strata: (C,), cells that are resampled among themselves, such as those of one true class, so that every
+            resample has as many of each stratum as the data had.
+        seed: one seed, one interval.
+        num_resamples: 1,000 by default.
+    """
+    counts = np.asarray(counts, np.int64)
+    strata = (
+        np.zeros(len(counts), np.int64) if strata is None else np.unique(np.asarray(strata), return_inverse=True)[1]
+    )
+    members = [np.flatnonzero(strata == stratum) for stratum in range(int(strata.max()) + 1)]
+    values = []
+    for num_rows, source in _chunks(len(counts), seed, num_resamples):
+        draws = np.random.Generator(source)
+        drawn = np.empty((num_rows, len(counts)), np.int64)
+        for cells in members:
+            total = counts[cells].sum()
+            drawn[:, cells] = draws.multinomial(total, counts[cells] / total, size=num_rows)
+        values.append(statistic(drawn))
+    return _percentiles(values)
+
+
+def bootstrap_mean(
+    values: NDArray[np.float64], *, seed: int = 0, num_resamples: int = NUM_RESAMPLES
+) -> tuple[float, float]:
+    """`bootstrap` of the mean of one value per sample, such as a loss, by drawing samples: 5 times faster for that.
+
+    Args:
+        values: (N,).
+        seed: one seed, one interval.
+        num_resamples: 1,000 by default.
+    """
+    size = np.uint64(len(values))
+    means = []
+    for num_rows, source in _chunks(len(values), seed, num_resamples):
+        words = source.random_raw((num_rows * len(values) + 1) // 2).view(np.uint32)[: num_rows * len(values)]
+        drawn = (words.astype(np.uint64) * size) >> np.uint64(32)  # 32 bits onto 0 .. N-1
+        means.append(values[drawn.astype(np.int64)].reshape(num_rows, -1).mean(axis=1))
+    return _percentiles(means)
+
+
+def _chunks(num_cells: int, seed: int, num_resamples: int) -> Iterator[tuple[int, np.random.Philox]]:
+    """Cut the resamples into pieces that fit in memory, each with its own stream keyed by `kiln.random`."""
+    size = max(1, _CHUNK_CELLS // num_cells)
+    for start in range(0, num_resamples, size):
+        key = random.bits(seed, Purpose.BOOTSTRAP, sample=start, num_draws=2)
+        yield min(size, num_resamples - start), np.random.Philox(key=key)
+
+
+def _percentiles(values: list[NDArray[np.float64]]) -> tuple[float, float]:
+    low, high = np.quantile(np.concatenate(values), [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    return float(low), float(high)

@@ -1,0 +1,131 @@
+"""How well any number of labels per sample was told: exact, from counts.
+
+`targets` and `predictions` are (N, K) of 0 and 1. Shares without a denominator are 0; means over labels leave out the
+labels that do not occur: F1 takes those that occur in truth or prediction, average precision those in the truth.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from kiln.metrics.classification import Floats, macro_f1, shares
+from kiln.metrics.intervals import NUM_RESAMPLES, bootstrap
+
+_AP_BUDGET = 100_000_000  # N x K x resamples: some 3 seconds of work
+
+
+def sigmoid(logits: ArrayLike) -> Floats:
+    """Probabilities of independent labels, in float64, without overflow."""
+    return np.exp(-np.logaddexp(0.0, -np.asarray(logits, np.float64)))
+
+
+def binary_log_losses(logits: ArrayLike, targets: ArrayLike) -> Floats:
+    """Minus the log of the probability given to what is true, averaged over the labels of each sample.
+
+    Args:
+        logits: (N, K).
+        targets: (N, K), 0 or 1.
+    Returns: (N,) float64.
+    """
+    signs = 1.0 - 2.0 * np.asarray(targets, np.float64)
+    return np.logaddexp(0.0, signs * np.asarray(logits, np.float64)).mean(axis=1)
+
+
+def exact_matches(targets: NDArray, predictions: NDArray) -> NDArray[np.bool_]:
+    """Whether all labels of a sample were told. Returns: (N,)."""
+    return (np.asarray(targets, bool) == np.asarray(predictions, bool)).all(axis=1)
+
+
+def label_shares(targets: NDArray, predictions: NDArray) -> Floats:
+    """The share of the K labels of each sample that were told. Returns: (N,); the mean is the label accuracy."""
+    return (np.asarray(targets, bool) == np.asarray(predictions, bool)).mean(axis=1)
+
+
+def label_counts(targets: NDArray, predictions: NDArray) -> tuple[NDArray, NDArray, NDArray]:
+    """Per label: hits (true and predicted), predicted, actual. Returns: three (K,) int64."""
+    targets, predictions = np.asarray(targets, bool), np.asarray(predictions, bool)
+    return (targets & predictions).sum(axis=0), predictions.sum(axis=0), targets.sum(axis=0)
+
+
+def f1_macro(targets: NDArray, predictions: NDArray) -> float:
+    """The mean F1 of the labels that occur in truth or prediction."""
+    return float(macro_f1(*label_counts(targets, predictions)))
+
+
+def f1_micro(targets: NDArray, predictions: NDArray) -> float:
+    """The F1 of all labels of all samples counted together."""
+    return float(shares(*(count.sum() for count in label_counts(targets, predictions)))[2])
+
+
+def f1_intervals(targets: NDArray, predictions: NDArray, *, seed: int = 0) -> dict[str, tuple[float, float]]:
+    """95 % intervals of `f1_macro` and `f1_micro`, resampled by sample."""
+    num_labels = targets.shape[1]
+    targets, predictions = np.asarray(targets, bool), np.asarray(predictions, bool)
+    # Samples with the same truth and prediction are one cell: small integers in float32 add up exactly.
+    patterns, counts = np.unique(np.hstack([targets, predictions]), axis=0, return_counts=True)
+    truth, said = patterns[:, :num_labels], patterns[:, num_labels:]
+    per_cell = np.hstack([truth & said, said, truth]).astype(np.float32)
+
+    def sums(drawn: NDArray[np.int64]) -> list[NDArray]:
+        return np.split((drawn.astype(np.float32) @ per_cell).astype(np.float64), 3, axis=1)
+
+    def macro(drawn: NDArray[np.int64]) -> Floats:
+        return macro_f1(*sums(drawn))
+
+    def micro(drawn: NDArray[np.int64]) -> Floats:
+        return shares(*(part.sum(axis=1) for part in sums(drawn)))[2]
+
+    return {
+        "f1_macro": bootstrap(counts, macro, seed=seed),
+        "f1_micro": bootstrap(counts, micro, seed=seed),
+    }
+
+
+def average_precisions(targets: NDArray, scores: NDArray) -> Floats:
+    """Area under the steps of each label's precision-recall curve; equal scores are one step.
+
+    Args:
+        targets: (N, K), 0 or 1.
+        scores: (N, K), logits or probabilities.
+    Returns: (K,), NaN for a label that no sample has.
+    """
+    drawn = np.ones((1, len(targets)), np.int64)
+    columns = zip(np.asarray(targets, bool).T, np.asarray(scores).T, strict=True)
+    return np.array([_average_precision(drawn, truth, score)[0] for truth, score in columns])
+
+
+def mean_average_precision(targets: NDArray, scores: NDArray) -> float:
+    """The mean of `average_precisions` over the labels that occur; 0 where none does."""
+    values = average_precisions(targets, scores)
+    return float(values[~np.isnan(values)].mean()) if not np.isnan(values).all() else 0.0
+
+
+def mean_average_precision_interval(targets: NDArray, scores: NDArray, *, seed: int = 0) -> tuple[float, float]:
+    """95 % interval, resampled by sample; with fewer resamples (not below 100) where the data are large."""
+    targets, scores = np.asarray(targets, bool), np.asarray(scores)
+    if not targets.any():
+        return 0.0, 1.0
+
+    def statistic(drawn: NDArray[np.int64]) -> Floats:
+        total, present = np.zeros(len(drawn)), np.zeros(len(drawn))
+        for truth, score in zip(targets.T, scores.T, strict=True):
+            values = _average_precision(drawn, truth, score)
+            total += np.nan_to_num(values)
+            present += ~np.isnan(values)
+        return total / np.maximum(present, 1)
+
+    num_resamples = int(np.clip(_AP_BUDGET // targets.size, 100, NUM_RESAMPLES))
+    return bootstrap(np.ones(len(targets)), statistic, seed=seed, num_resamples=num_resamples)
+
+
+def _average_precision(drawn: NDArray[np.int64], truth: NDArray[np.bool_], score: NDArray) -> Floats:
+    """Average precision of one label, with sample n counted `drawn[r, n]` times. Returns: (R,), NaN without truth."""
+    order = np.argsort(-score, kind="stable")
+    last_of_tie = np.append(np.flatnonzero(np.diff(score[order])), len(score) - 1)
+    drawn = drawn[:, order]
+    seen = np.cumsum(drawn, axis=1)[:, last_of_tie]
+    hits = np.cumsum(drawn * truth[order], axis=1)[:, last_of_tie]
+    gained = np.diff(hits, axis=1, prepend=0)
+    area = (gained * hits / np.maximum(seen, 1)).sum(axis=1)
+    return np.divide(area, hits[:, -1], out=np.full(len(drawn), np.nan), where=hits[:, -1] > 0)

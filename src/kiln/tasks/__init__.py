@@ -1,0 +1,91 @@
+"""Tasks: what a target is. Each answers the same few questions, and nobody else asks which task it is."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kiln.errors import ArtifactError
+from kiln.metrics import Metric
+from kiln.names import TASKS, load_object, resolve
+from kiln.tasks.prediction import Prediction
+
+__all__ = ["Prediction", "Task", "detect", "from_dict", "get"]
+
+
+class Task(Protocol):
+    """What a task answers; `kiln.tasks.classification.Classification` documents each."""
+
+    @property
+    def name(self) -> str: ...  # noqa: D102
+    @property
+    def monitor(self) -> str: ...  # noqa: D102
+    def class_names(self, labels: Sequence[str], given: tuple[str, ...] | None = None) -> tuple[str, ...]: ...  # noqa: D102
+    def encode(  # noqa: D102
+        self, labels: Sequence[str], classes: tuple[str, ...], *, given: tuple[str, ...] | None = None
+    ) -> NDArray[Any]: ...
+    def strata(self, labels: Sequence[str]) -> tuple[str, ...]: ...  # noqa: D102
+    def num_outputs(self, classes: Sequence[str]) -> int: ...  # noqa: D102
+    def default_loss(self, *, smoothing: float = 0.0) -> Any: ...  # noqa: D102
+    def probabilities(self, logits: NDArray) -> NDArray[np.float64]: ...  # noqa: D102
+    def metrics(  # noqa: D102
+        self,
+        logits: NDArray,
+        targets: NDArray,
+        classes: tuple[str, ...],
+        *,
+        weights: NDArray | None = None,
+        seed: int = 0,
+        intervals: bool = True,
+    ) -> dict[str, Metric]: ...
+    def details(  # noqa: D102
+        self, logits: NDArray, targets: NDArray, classes: tuple[str, ...], *, weights: NDArray | None = None
+    ) -> dict[str, Any]: ...
+    def decode(self, probabilities: NDArray, classes: tuple[str, ...], *, top_k: int = 1) -> Prediction: ...  # noqa: D102
+    def to_dict(self) -> dict[str, Any]: ...  # noqa: D102
+
+
+def get(name: str, **options: Any) -> Task:
+    """The task of that name, or the user's own as `module:name`.
+
+    Args:
+        name: `classification` or `multilabel`.
+        **options: of the task, such as `separator` of multilabel.
+    Raises: UsageError: no such task.
+    """
+    return resolve(TASKS, name, kind="task")(**options)
+
+
+def from_dict(values: Mapping[str, Any]) -> Task:
+    """The task that `to_dict` wrote. Only Kiln's own: a file cannot name code that would run.
+
+    Raises: ArtifactError: a task or an option that this version does not know.
+    """
+    options = dict(values)
+    name = options.pop("name", None)
+    if name not in TASKS:
+        raise ArtifactError(
+            "E303", f"the file holds a model for the task {name!r}", choices=sorted(TASKS), hint="update torchkiln"
+        )
+    try:
+        return load_object(TASKS[name])(**options)
+    except TypeError as error:
+        raise ArtifactError("E303", f"the task {name!r} has other options: {error}", hint="update torchkiln") from error
+
+
+def detect(labels: Sequence[str], separator: str = ",") -> str:
+    """The name of the task that label texts look like.
+
+    It is `multilabel` when some label holds the separator and at least half of the distinct pieces of such labels
+    occur in another label as well, alone or in company; otherwise `classification`. So "red,round" beside "red" and
+    "blue,round" is two labels, while a class called "knife, small" is one name with a comma in it.
+    """
+    split = {label: {part.strip() for part in label.split(separator)} - {""} for label in set(labels)}
+    uses = Counter(piece for pieces in split.values() for piece in pieces)
+    pieces = {piece for label, parts in split.items() if separator in label for piece in parts}
+    recurring = sum(uses[piece] > 1 for piece in pieces)
+    return "multilabel" if pieces and 2 * recurring >= len(pieces) else "classification"

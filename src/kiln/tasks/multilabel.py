@@ -1,0 +1,168 @@
+"""Any number of labels per image."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kiln.errors import UsageError
+from kiln.metrics import Metric, bootstrap_mean, wilson
+from kiln.metrics import multilabel as metrics
+from kiln.tasks.labels import check_number, sort_names, to_names, unknown_labels
+from kiln.tasks.prediction import Prediction, likeliest
+from kiln.tasks.scoring import counted, score, table_row
+
+if TYPE_CHECKING:
+    from torch import nn
+
+
+@dataclass(frozen=True)
+class Multilabel:
+    """Each image has any of K labels, or none; a label is given from a probability of one half.
+
+    Args:
+        separator: what stands between the labels of one image. Spaces around labels are dropped, and empty
+            text is no label.
+    """
+
+    separator: str = ","
+    name: ClassVar[str] = "multilabel"
+    monitor: ClassVar[str] = "accuracy"
+
+    def __post_init__(self) -> None:
+        if not self.separator:
+            raise UsageError("E102", "task.separator = ''", expected="one or more characters, such as , or | or ;")
+
+    def pieces(self, label: str) -> tuple[str, ...]:
+        """The labels that a text holds, in its order."""
+        return tuple(piece for part in label.split(self.separator) if (piece := part.strip()))
+
+    def class_names(self, labels: Sequence[str], given: tuple[str, ...] | None = None) -> tuple[str, ...]:
+        """The labels that occur, in the order of the model's outputs.
+
+        Args:
+            labels: the label text of every sample, of all splits.
+            given: names in index order; they are then the classes, in that order. Otherwise the distinct labels, by
+                code point, or by value when all are integers.
+        Raises: DataError: a label that is none of the given, or no label at all. One label is enough: has it or not.
+        """
+        names = to_names([piece for label in labels for piece in self.pieces(label)], given)
+        return check_number(given if given is not None else sort_names(names), 1)
+
+    def encode(
+        self, labels: Sequence[str], classes: tuple[str, ...], *, given: tuple[str, ...] | None = None
+    ) -> NDArray[np.float32]:
+        """A 1 for each label that a sample has, matched by name.
+
+        Args:
+            labels: label texts.
+            classes: the classes of the model.
+            given: names in index order, where these data have their own list.
+        Returns: (N, K).
+        Raises: DataError: labels that are no class, with the differences.
+        """
+        index = {name: number for number, name in enumerate(classes)}
+        split = [self.pieces(label) for label in labels]
+        names = to_names([piece for pieces in split for piece in pieces], given)
+        if not index.keys() >= set(names):
+            raise unknown_labels(names, classes)
+        targets = np.zeros((len(labels), len(classes)), np.float32)
+        rows = np.repeat(np.arange(len(labels)), [len(pieces) for pieces in split])
+        targets[rows, [index[name] for name in names]] = 1.0
+        return targets
+
+    def strata(self, labels: Sequence[str]) -> tuple[str, ...]:
+        """The text within which samples are split: the rarest label of each, so that rare ones reach every split."""
+        split = [self.pieces(label) for label in labels]
+        counts = Counter(piece for pieces in split for piece in set(pieces))
+        return tuple(min(pieces, key=lambda piece: (counts[piece], piece), default="") for pieces in split)
+
+    def num_outputs(self, classes: Sequence[str]) -> int:
+        """The width of the model's head."""
+        return len(classes)
+
+    def default_loss(self, *, smoothing: float = 0.0) -> nn.Module:
+        """Sigmoid cross entropy, averaged over the labels."""
+        from kiln.losses import BinaryCrossEntropy  # torch is not needed to read labels or predictions
+
+        return BinaryCrossEntropy(smoothing=smoothing)
+
+    def probabilities(self, logits: NDArray) -> NDArray[np.float64]:
+        """Sigmoid of each, in float64."""
+        return metrics.sigmoid(logits)
+
+    def metrics(
+        self,
+        logits: NDArray,
+        targets: NDArray,
+        classes: tuple[str, ...],
+        *,
+        weights: NDArray | None = None,
+        seed: int = 0,
+        intervals: bool = True,
+    ) -> dict[str, Metric]:
+        """Accuracy (all labels of a sample right), label accuracy, F1 (macro, micro), mean average precision, log loss.
+
+        Args:
+            logits: (N, K).
+            targets: (N, K), 0 or 1.
+            classes: K names.
+            weights: (N,); samples of weight 0, such as unreadable files, are left out; all others count 1.
+            seed: of the bootstrap.
+            intervals: False saves the resampling and leaves `low` and `high` empty.
+        Raises: DataError: no samples. NumericError: logits that are not finite.
+        """
+        del classes  # the same call for every task; nothing here needs their names
+        logits, targets = counted(logits, targets, weights)
+        n, said = len(targets), logits >= 0  # a logit of 0 is a probability of one half
+        matches, parts = metrics.exact_matches(targets, said), metrics.label_shares(targets, said)
+        losses = metrics.binary_log_losses(logits, targets)
+        f1 = metrics.f1_intervals(targets, said, seed=seed) if intervals else {}
+        return {
+            "accuracy": score(matches.mean(), n, intervals, lambda: wilson(matches.sum(), n)),
+            "label_accuracy": score(parts.mean(), n, intervals, lambda: bootstrap_mean(parts, seed=seed)),
+            "f1_macro": score(metrics.f1_macro(targets, said), n, intervals, lambda: f1["f1_macro"]),
+            "f1_micro": score(metrics.f1_micro(targets, said), n, intervals, lambda: f1["f1_micro"]),
+            "mean_average_precision": score(
+                metrics.mean_average_precision(targets, logits),
+                n,
+                intervals,
+                lambda: metrics.mean_average_precision_interval(targets, logits, seed=seed),
+            ),
+            "loss": score(
+                losses.mean(), n, intervals, lambda: bootstrap_mean(losses, seed=seed), higher_is_better=False
+            ),
+        }
+
+    def details(
+        self, logits: NDArray, targets: NDArray, classes: tuple[str, ...], *, weights: NDArray | None = None
+    ) -> dict[str, Any]:
+        """What a report shows per label, ready for JSON.
+
+        Returns: `per_class`: a row per label with precision, recall (and its 95 % interval), f1, support and average
+            precision (None where no sample has the label); `confusion`: per label [[tn, fp], [fn, tp]].
+        """
+        logits, targets = counted(logits, targets, weights)
+        hits, predicted, actual = metrics.label_counts(targets, logits >= 0)
+        areas = [None if np.isnan(area) else float(area) for area in metrics.average_precisions(targets, logits)]
+        rows = [table_row(*row) for row in zip(classes, hits, predicted, actual, strict=True)]
+        rows = [row | {"average_precision": area} for row, area in zip(rows, areas, strict=True)]
+        neither = len(targets) - actual - predicted + hits
+        tables = np.stack([neither, predicted - hits, actual - hits, hits], axis=1).reshape(-1, 2, 2)
+        return {"per_class": rows, "confusion": tables.tolist()}
+
+    def decode(self, probabilities: NDArray, classes: tuple[str, ...], *, top_k: int = 1) -> Prediction:
+        """The labels with a probability of at least one half. `probabilities` is (K,)."""
+        labels = tuple(name for name, share in zip(classes, probabilities, strict=True) if share >= 0.5)
+        least_certain = float(np.maximum(probabilities, 1.0 - np.asarray(probabilities)).min())
+        top = likeliest(probabilities, classes, max(top_k, 1))
+        return Prediction(self.separator.join(labels), labels, least_certain, top)
+
+    def to_dict(self) -> dict[str, Any]:
+        """What `kiln.tasks.from_dict` reads."""
+        return {"name": self.name, "separator": self.separator}
