@@ -123,12 +123,12 @@ class KilnError(Exception):
         return "\n".join(lines)
 
     def __reduce__(self) -> tuple[object, tuple[object, ...]]:
-        return _rebuild, (type(self), self.code, {k: v for k, v in vars(self).items() if k != "suggestion"})
+        return _rebuild, (type(self), vars(self))
 
 
-def _rebuild(cls: type[KilnError], code: str, fields: dict) -> KilnError:
+def _rebuild(cls: type[KilnError], fields: dict) -> KilnError:
     error = cls.__new__(cls)
-    error.__dict__.update(fields, suggestion=None)
+    error.__dict__.update(fields)
     Exception.__init__(error, error.render())
     return error
 
@@ -188,7 +188,7 @@ class SecurityError(KilnError):
     http_status = 403
 
 
-class Preempted(KilnError):  # noqa: N818: the name of the event, not of a fault
+class Preempted(KilnError):  # noqa: N818 (the name of an event, not of a fault)
     """A signal stopped the run after its state was saved; exit status 75, or 130 for Ctrl-C."""
 
     exit_code = 75

@@ -9,7 +9,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 
-from kiln.errors import DataError
+from kiln.errors import DataError, closest
 
 _INTEGER = re.compile(r"[+-]?\d+")
 
@@ -85,16 +85,18 @@ def unknown_labels(labels: Iterable[str], classes: Sequence[str]) -> DataError:
     known = set(classes)
     unknown = sorted(label for label in counts if label not in known)
     absent = [name for name in classes if name not in counts]
-    details = [f"only in the data: {label!r} ({counts[label]} samples)" for label in unknown[:20]]
+    details = []
+    for label in unknown[:20]:
+        likely = closest(label, absent)
+        meant = f"; did you mean {likely!r}?" if likely else ""
+        details.append(f"only in the data: {label!r} (samples: {counts[label]}){meant}")
     details += [f"only in the classes: {name!r}" for name in absent[:20]]
     left_out = max(0, len(unknown) - 20) + max(0, len(absent) - 20)
     if left_out:
         details.append(f"... and {left_out} more")
     return DataError(
         "E205",
-        f"{len(unknown)} of the {len(counts)} labels in the data are no class: {unknown[0]!r}",
-        got=unknown[0],
-        choices=tuple(classes),
+        f"labels in the data that are no class of the {len(classes)} known: {len(unknown)} of {len(counts)}",
         details=details,
         hint="classes are matched by name: rename what differs, or train with these data",
     )
