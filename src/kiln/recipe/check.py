@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import functools
 from collections.abc import Mapping, Sequence
@@ -19,13 +20,13 @@ class Problem:
     code: str
     what: str
     expected: str = ""
-    got: str = ""
+    meant: str = ""
     choices: tuple[str, ...] = ()
 
     def __str__(self) -> str:
-        meant = closest(self.got, self.choices) if self.got else None
         hints = [f"expected {self.expected}"] if self.expected else []
-        hints += [f"did you mean {meant}?"] if meant else []
+        hints += [f"did you mean {self.meant}?"] if self.meant else []
+        hints += [f"choices: {', '.join(self.choices)}"] if self.choices and not self.meant else []
         return f"{self.what}: {'; '.join(hints)}" if hints else self.what
 
 
@@ -34,45 +35,43 @@ def raise_problems(problems: Sequence[Problem], *, where: str = "") -> NoReturn:
     if len(problems) == 1:
         only = problems[0]
         raise UsageError(
-            only.code, only.what, where=where, expected=only.expected, got=only.got, choices=only.choices
+            only.code, only.what, where=where, expected=only.expected, got=only.meant, choices=only.choices
         )
     code = min(problem.code for problem in problems)
-    raise UsageError(
-        code, f"{len(problems)} problems in the recipe", where=where, details=[str(problem) for problem in problems]
-    )
+    lines = [str(problem) for problem in problems]
+    raise UsageError(code, f"{len(problems)} problems in the recipe", where=where, details=lines)
 
 
-def check_section(section: type, values: Mapping[str, Any], section_name: str = "") -> dict[str, Any]:
+def check_section(section: type, values: Mapping[str, Any]) -> dict[str, Any]:
     """All values of a section, defaults filled in.
 
     Raises: UsageError: unknown fields or wrong values, all at once.
     """
-    checked, problems = find_problems(section, values, section_name or section.__name__.lower())
-    if problems:
-        raise_problems(problems)
-    return checked
-
-
-def find_problems(
-    section: type, values: Mapping[str, Any], section_name: str
-) -> tuple[dict[str, Any], list[Problem]]:
-    """The checked values of a section (complete if nothing is wrong) and what is wrong with them."""
-    fields = fields_of(section, section_name)
-    checked = {key: field.default for key, field in fields.items()}
-    problems = [
-        Problem("E101", f"unknown recipe field {section_name}.{key}", got=str(key), choices=tuple(fields))
+    name = section.__name__.lower()
+    fields = fields_of(section, name)
+    unknown = [
+        Problem("E101", f"unknown recipe field '{name}.{key}'", meant=closest(key, fields) or "", choices=tuple(fields))
         for key in values
         if key not in fields
     ]
-    given = {key: _listed(fields[key], value) for key, value in values.items() if key in fields}
-    if given:
-        valid, wrong = _validate(section, given, fields)
-        checked.update(valid)
-        problems += wrong
-    problems += [
-        problem for key in given if key not in {p.got for p in problems} for problem in _wrong_units(fields[key], checked[key])
-    ]
-    return checked, problems
+    known = {key: value for key, value in values.items() if key in fields}
+    checked, wrong = find_problems(section, known, name)
+    if unknown or wrong:
+        raise_problems([*unknown, *wrong])
+    return checked
+
+
+def find_problems(section: type, values: Mapping[str, Any], section_name: str) -> tuple[dict[str, Any], list[Problem]]:
+    """Check values of known fields; defaults stand in for what is not given or wrong.
+
+    Returns: the value of every field of the section, and what is wrong with the given ones.
+    """
+    fields = fields_of(section, section_name)
+    given = {key: _listed(fields[key], value) for key, value in values.items()}
+    valid = _validated(section, given) if given else {}
+    problems = [_wrong_value(fields[key], given[key]) for key in given if key not in valid]
+    problems += [problem for key, value in valid.items() for problem in _wrong_units(fields[key], value)]
+    return {key: copy.copy(field.default) for key, field in fields.items()} | valid, problems
 
 
 def _listed(field: Field, value: Any) -> Any:
@@ -82,23 +81,23 @@ def _listed(field: Field, value: Any) -> Any:
     return tuple(value) if isinstance(value, (list, tuple)) else (value,)
 
 
-def _validate(
-    section: type, given: dict[str, Any], fields: dict[str, Field]
-) -> tuple[dict[str, Any], list[Problem]]:
+def _validated(section: type, given: Mapping[str, Any]) -> dict[str, Any]:
+    """Those of the values that pass, converted."""
     from pydantic import ValidationError
 
     try:
-        model = model_of(section).model_validate(given)
+        made = model_of(section).model_validate(given)
     except ValidationError as error:
-        wrong = dict.fromkeys(str(part["loc"][0]) for part in error.errors(include_url=False))
-        return {}, [_wrong_value(fields[key], given[key]) for key in wrong]
-    return {key: getattr(model, key) for key in given}, []
+        wrong = {part["loc"][0] for part in error.errors(include_url=False)}
+        return _validated(section, {key: value for key, value in given.items() if key not in wrong})
+    return {key: getattr(made, key) for key in given}
 
 
 def _wrong_value(field: Field, value: Any) -> Problem:
-    shown = list(value) if isinstance(value, tuple) else value
     if isinstance(value, str) and field.choices:
-        return Problem("E102", f"{field.name} = {value!r}", got=value, choices=field.choices)
+        meant = closest(value, field.choices) or ""
+        return Problem("E102", f"{field.name} = {value!r}", meant=meant, choices=field.choices)
+    shown = list(value) if isinstance(value, tuple) else value
     return Problem("E102", f"{field.name} = {shown!r}", expected=field.expects)
 
 
@@ -116,9 +115,13 @@ def model_of(section: type) -> Any:
     """The strict pydantic model that checks a section; also the source of its JSON schema."""
     import pydantic
 
-    entries: dict[str, Any] = {}
-    for field in dataclasses.fields(section):
-        described = fields_of(section, section.__name__.lower())[field.name]
-        entries[field.name] = (described.annotation, pydantic.Field(default=described.default, **field.metadata))
+    fields = fields_of(section, section.__name__.lower())
+    entries: dict[str, Any] = {
+        field.name: (
+            fields[field.name].annotation,
+            pydantic.Field(default=fields[field.name].default, **field.metadata),
+        )
+        for field in dataclasses.fields(section)
+    }
     config = pydantic.ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
     return pydantic.create_model(section.__name__, __config__=config, __doc__=section.__doc__, **entries)

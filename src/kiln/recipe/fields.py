@@ -98,8 +98,8 @@ def _in_words(annotation: Any, units: tuple[str, ...]) -> str:
         return " or ".join(str(choice) for choice in get_args(bare))
     if get_origin(bare) is tuple:
         parts = [part for part in get_args(bare) if part is not Ellipsis]
-        several = f"{len(parts)} of" if Ellipsis not in get_args(bare) else "one or more of"
-        return f"[{several}: {_in_words(parts[0], units)}]"
+        word = _in_words(parts[0], units)
+        return f"[{word}, ...]" if Ellipsis in get_args(bare) else f"[{', '.join([word] * len(parts))}]"
     limits = [text for part in get_args(annotation)[1:] for text in _limits(part)] if bare is not annotation else []
     return f"{_WORDS[bare]} {' and '.join(limits)}".rstrip()
 

@@ -1,14 +1,15 @@
 """What a recipe can say: one frozen section per subject, one sentence of help per field.
 
-The sections are plain dataclasses, so that reading their help costs no heavy import; `kiln.recipe.check` turns them into
-strict pydantic models when values arrive. Field metadata: `description` (feeds `--help`, the docs and the JSON schema),
+The sections are plain dataclasses, so that reading their help costs no heavy import; `kiln.recipe.check` turns them
+into strict pydantic models when values arrive. Field metadata: `description` (feeds `--help`, the docs and the schema),
 `how` (decides how the work is done, never what comes out: a resumed run may change it) and `units` of a duration.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from typing import Annotated, Any, Literal, TypeVar, dataclass_transform
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal, Self, TypeVar, dataclass_transform
 
 from annotated_types import Ge, Gt, Interval
 
@@ -42,6 +43,7 @@ def option(default: Any, description: str, *, how: bool = False, units: tuple[st
 SectionType = TypeVar("SectionType", bound="Section")
 
 
+@dataclasses.dataclass(frozen=True, init=False)
 class Section:
     """Base of all sections: checks every value when it is made, all problems at once.
 
@@ -49,7 +51,17 @@ class Section:
     """
 
     def __init__(self, **values: Any) -> None:
-        for name, value in check_section(type(self), values).items():
+        self._fill(check_section(type(self), values))
+
+    @classmethod
+    def from_checked(cls, values: Mapping[str, Any]) -> Self:
+        """A section of values that `find_problems` has passed."""
+        made = cls.__new__(cls)
+        made._fill(values)
+        return made
+
+    def _fill(self, values: Mapping[str, Any]) -> None:
+        for name, value in values.items():
             object.__setattr__(self, name, value)
 
 
@@ -77,7 +89,9 @@ class Data(Section):
     )
     max_bad_fraction: Share = option(0.01, "Stop when more than this share of the training files is unreadable.")
     max_pixels: PositiveInt = option(50_000_000, "Refuse images with more pixels than this before decoding them.")
-    channels: Auto | PositiveInt = option("auto", "Image channels: 3 for colour, 1 for grey, auto for what the data has.")
+    channels: Auto | PositiveInt = option(
+        "auto", "Image channels: 3 for colour, 1 for grey, auto for what the data has."
+    )
     resize: Literal["crop", "pad", "stretch"] = option("crop", "How an image is brought to the model's square.")
     workers: Auto | CountInt = option("auto", "Processes that decode images; 0 decodes in the main process.", how=True)
     prefetch: PositiveInt = option(4, "Batches to prepare ahead of the device.", how=True)
@@ -109,8 +123,12 @@ class Augment(Section):
     """How training images are varied."""
 
     policy: Literal["light", "none"] = option("light", "Random crops and flips (light), or the plain image (none).")
-    crop_scale: tuple[PositiveFloat, PositiveFloat] = option((0.35, 1.0), "Smallest and largest crop, as share of area.")
-    crop_ratio: tuple[PositiveFloat, PositiveFloat] = option((0.75, 4 / 3), "Narrowest and widest crop, width / height.")
+    crop_scale: tuple[PositiveFloat, PositiveFloat] = option(
+        (0.35, 1.0), "Smallest and largest crop, as share of area."
+    )
+    crop_ratio: tuple[PositiveFloat, PositiveFloat] = option(
+        (0.75, 4 / 3), "Narrowest and widest crop, width / height."
+    )
     hflip: Share = option(0.5, "Probability of mirroring an image left to right.")
     vflip: Share = option(0.0, "Probability of turning an image upside down by mirroring.")
 

@@ -1,0 +1,86 @@
+"""Settings that are each right but not together, or that would have no effect: both are errors, never a shrug."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from kiln.recipe.check import Problem
+from kiln.recipe.duration import Duration
+
+# field -> (the field that decides, the values under which the first has an effect)
+EFFECTIVE_ONLY = {
+    "augment.crop_scale": ("augment.policy", ("light",)),
+    "augment.crop_ratio": ("augment.policy", ("light",)),
+    "augment.hflip": ("augment.policy", ("light",)),
+    "augment.vflip": ("augment.policy", ("light",)),
+    "optim.momentum": ("optim.name", ("sgd",)),
+    "optim.betas": ("optim.name", ("adamw",)),
+    "optim.eps": ("optim.name", ("adamw",)),
+    "schedule.min_lr_fraction": ("schedule.name", ("cosine",)),
+}
+POSITIVE = ("training.epochs", "training.eval_every", "training.patience", "checkpoint.every")
+RISING = ("augment.crop_scale", "augment.crop_ratio")
+
+
+def find_contradictions(values: Mapping[str, Any], defaults: Mapping[str, Any]) -> list[Problem]:
+    """What is wrong between fields.
+
+    Args:
+        values: every field of a recipe by its full name, each valid alone.
+        defaults: the same for a recipe that says nothing.
+    """
+    return [
+        *_without_effect(values, defaults),
+        *_empty(values),
+        *_not_rising(values),
+        *_too_much(values),
+    ]
+
+
+def _without_effect(values: Mapping[str, Any], defaults: Mapping[str, Any]) -> Iterator[Problem]:
+    for name, (decider, effective) in EFFECTIVE_ONLY.items():
+        decided = values[decider]
+        if values[name] != defaults[name] and decided not in effective and ":" not in decided:
+            what = f"{name} = {values[name]!r} has no effect with {decider} = {decided!r}"
+            yield Problem("E103", what, expected=f"{decider} = {' or '.join(effective)}, or no {name}")
+
+
+def _empty(values: Mapping[str, Any]) -> Iterator[Problem]:
+    for name in POSITIVE:
+        durations = values[name] if isinstance(values[name], tuple) else (values[name],)
+        if not durations or any(duration is not None and duration.value == 0 for duration in durations):
+            yield Problem("E102", f"{name} = {' '.join(map(str, durations))!r}", expected="more than nothing")
+    for name in ("task.separator", "model.name", "model.weights", "run.output"):
+        if not values[name]:
+            yield Problem("E102", f"{name} = {values[name]!r}", expected="text that is not empty")
+
+
+def _not_rising(values: Mapping[str, Any]) -> Iterator[Problem]:
+    for name in RISING:
+        low, high = values[name]
+        if low > high:
+            yield Problem("E102", f"{name} = [{low}, {high}]", expected="the smaller number first")
+    if values["augment.crop_scale"][1] > 1:
+        yield Problem("E102", f"augment.crop_scale = {list(values['augment.crop_scale'])}", expected="shares up to 1")
+
+
+def _too_much(values: Mapping[str, Any]) -> Iterator[Problem]:
+    held_out = values["data.val_fraction"] + values["data.test_fraction"]
+    if held_out >= 1:
+        what = f"data.val_fraction + data.test_fraction = {held_out:g}"
+        yield Problem("E103", what, expected="less than 1, so that samples remain to train on")
+    batch, micro = values["training.batch_size"], values["training.micro_batch_size"]
+    if isinstance(batch, int) and isinstance(micro, int) and micro > batch:
+        yield Problem(
+            "E103", f"training.micro_batch_size = {micro} > training.batch_size = {batch}", expected="at most it"
+        )
+    warmup, epochs = values["schedule.warmup"], values["training.epochs"]
+    whole = Duration(100, "%") if warmup.unit == "%" else epochs
+    if warmup.unit == whole.unit and warmup.value >= whole.value:
+        yield Problem(
+            "E103", f"schedule.warmup = {warmup} lasts as long as training ({epochs})", expected="less than it"
+        )
+    if values["run.strategy"] == "single" and values["run.processes"] > 1:
+        what = f"run.processes = {values['run.processes']} with run.strategy = 'single'"
+        yield Problem("E103", what, expected="run.strategy = ddp (or auto), or one process")
