@@ -1,0 +1,135 @@
+"""From a sample to the pixels that a batch holds."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kiln import pixels
+from kiln.data.source import Source
+from kiln.errors import DataError
+from kiln.random import Purpose, uniform
+
+NUM_CROP_DRAWS = 4
+"""Area, aspect ratio, x and y."""
+
+
+class BadSample(Exception):  # noqa: N818: an event that the loader counts, not a fault of the program
+    """A sample that cannot be read; `reason` is one of `kiln.pixels.PixelError.reason`."""
+
+    def __init__(self, reason: str, detail: str) -> None:
+        super().__init__(detail)
+        self.reason, self.detail = reason, detail
+
+
+def read(source: Source, index: int) -> Any:
+    """What a source holds at an index; a file that cannot be read is a `BadSample`."""
+    try:
+        return source.read(index)
+    except (OSError, DataError) as error:
+        raise BadSample("unreadable", str(error).splitlines()[0]) from error
+    except pixels.PixelError as error:
+        raise BadSample(error.reason, str(error)) from error
+
+
+@dataclass(frozen=True)
+class ContractImages:
+    """Each sample as the pixel contract makes it: for validation, test and prediction, and unaugmented training."""
+
+    source: Source
+    contract: pixels.PixelContract
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(H, W, C) of one image."""
+        return self.contract.height, self.contract.width, self.contract.channels
+
+    def draw(self, seed: int, epoch: int, keys: NDArray[np.uint64]) -> NDArray[np.float64] | None:  # noqa: ARG002
+        """No parameters: there is nothing random in the contract."""
+        return None
+
+    def load(self, index: int, draws: NDArray[np.float64] | None = None) -> Any:  # noqa: ARG002
+        """(H, W, C) uint8, or the float (C, H, W) tensor of a source that transforms by itself.
+
+        Raises: BadSample: it cannot be read.
+        """
+        item = read(self.source, index)
+        if self.source.transformed:
+            return item
+        try:
+            return self.contract.apply(item)
+        except pixels.PixelError as error:
+            raise BadSample(error.reason, str(error)) from error
+
+
+@dataclass(frozen=True)
+class RandomCropImages:
+    """Each sample as a random crop, resized once with antialiasing: the geometry of light augmentation.
+
+    The area is uniform in `scale`, the aspect ratio log-uniform in `ratio`, both cut to what fits. With `resize` crop
+    the crop has that ratio in pixels; with pad and stretch the ratio is relative to the image's own, so that the model
+    sees the proportions that it will see in validation.
+    Source: Szegedy et al. 2014, arXiv:1409.4842, section 6; differs: one draw cut to fit, where torchvision tries ten.
+    """
+
+    source: Source
+    contract: pixels.PixelContract
+    scale: tuple[float, float] = (0.35, 1.0)
+    ratio: tuple[float, float] = (3 / 4, 4 / 3)
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(H, W, C) of one image."""
+        return self.contract.height, self.contract.width, self.contract.channels
+
+    def draw(self, seed: int, epoch: int, keys: NDArray[np.uint64]) -> NDArray[np.float64]:
+        """(B, 4) in [0, 1): pure functions of (seed, epoch, sample)."""
+        return uniform(seed, Purpose.CROP, epoch=epoch, sample=keys, num_draws=NUM_CROP_DRAWS)
+
+    def load(self, index: int, draws: NDArray[np.float64] | None = None) -> Any:
+        """(H, W, C) uint8, or the float (C, H, W) tensor of a source that transforms by itself.
+
+        Raises: BadSample: it cannot be read.
+        """
+        item = read(self.source, index)
+        if self.source.transformed or draws is None:
+            return item
+        contract = self.contract
+        try:
+            if isinstance(item, bytes):
+                smallest = int(max(contract.height, contract.width) / self.scale[0] ** 0.5) + 1
+                item = pixels.decode(
+                    item, channels=contract.channels, max_pixels=contract.max_pixels, at_least_px=smallest
+                )
+            elif item.shape[2] != contract.channels:
+                item = contract.apply(item)
+            box = self._box(item.shape[1], item.shape[0], draws)
+            if contract.resize == "pad":
+                left, top, right, bottom = (round(edge) for edge in box)
+                return contract.apply(item[top : max(bottom, top + 1), left : max(right, left + 1)])
+            return pixels.resize(item, self.shape[:2], interpolation=contract.interpolation, box=box)
+        except pixels.PixelError as error:
+            raise BadSample(error.reason, str(error)) from error
+
+    def _box(self, width: int, height: int, draws: NDArray[np.float64]) -> tuple[float, float, float, float]:
+        area_draw, ratio_draw, x_draw, y_draw = (float(draw) for draw in draws)
+        share = self.scale[0] + area_draw * (self.scale[1] - self.scale[0])
+        ratio = self.ratio[0] * (self.ratio[1] / self.ratio[0]) ** ratio_draw
+        across, down = (share * ratio) ** 0.5, (share / ratio) ** 0.5
+        if self.contract.resize == "crop":
+            side = (width * height) ** 0.5
+            wanted = (
+                across * side * (self.shape[1] / self.shape[0]) ** 0.5,
+                down * side * (self.shape[0] / self.shape[1]) ** 0.5,
+            )
+        else:
+            wanted = (across * width, down * height)
+        w, h = min(max(wanted[0], 1.0), float(width)), min(max(wanted[1], 1.0), float(height))
+        left, top = x_draw * (width - w), y_draw * (height - h)
+        return left, top, left + w, top + h
+
+
+Images = ContractImages | RandomCropImages

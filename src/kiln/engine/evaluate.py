@@ -1,0 +1,64 @@
+"""Exact evaluation: each sample once, no padding, the same numbers for any number of processes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from kiln.batch import Batch, as_batch
+from kiln.engine.strategy import Single, Strategy
+
+
+@dataclass(frozen=True)
+class Outputs:
+    """What a model said of some samples.
+
+    Attributes:
+        logits: (N, K) float32.
+        targets: (N, ...) as the batches had them.
+        indices: (N,) samples of the source; 0, 1, 2 … where the batches do not say.
+    """
+
+    logits: NDArray[np.float32]
+    targets: NDArray[Any]
+    indices: NDArray[np.int64]
+
+
+@torch.inference_mode()
+def collect_outputs(
+    forward: Callable[[Tensor], Tensor],
+    batches: Iterable[Any],
+    *,
+    device: torch.device,
+    strategy: Strategy | None = None,
+) -> Outputs | None:
+    """Run a model over batches and gather all it said, ordered by sample.
+
+    Args:
+        forward: images on the device -> logits (B, K); in eval mode.
+        batches: this process's share.
+        device: where to compute.
+        strategy: gathers the shares; every process gets everything.
+    Returns: None when there was no batch on any process.
+    """
+    parts: list[tuple[NDArray[Any], NDArray[Any], NDArray[np.int64]]] = []
+    num_seen = 0
+    for item in batches:
+        batch: Batch = as_batch(item)
+        logits = forward(batch.images.to(device, non_blocking=True)).float().cpu().numpy()
+        indices = np.arange(num_seen, num_seen + len(batch)) if batch.indices is None else batch.indices
+        parts.append((logits, batch.targets.cpu().numpy(), indices))
+        num_seen += len(batch)
+    shares = (strategy or Single()).gather(parts)
+    parts = [part for share in shares for part in share]
+    if not parts:
+        return None
+    logits, targets, indices = (np.concatenate(column) for column in zip(*parts, strict=True))
+    order = np.argsort(indices, kind="stable")
+    return Outputs(logits[order], targets[order], indices[order])

@@ -1,0 +1,199 @@
+"""The training loop: a generator of events. It knows nothing of images."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from kiln.batch import Batch, as_batch
+from kiln.engine.guard import FlagReader, Flags
+from kiln.engine.state import State
+from kiln.engine.step import Step
+from kiln.errors import NumericError, UsageError
+from kiln.events import EpochDone, Evaluated, Event, Saved, Skipped, StepDone, Stopped
+from kiln.optim.schedules import Schedule, set_rates
+
+
+@dataclass
+class Timetable:
+    """When the loop evaluates and saves. Steps count from 1; the last step of the run is always due.
+
+    Args:
+        evaluate_every_steps: 0 never evaluates.
+        save_every_steps: 0 saves only at the end, at a new best, and when stopping.
+        save_every_seconds: also save when this much time has passed since the last save.
+    """
+
+    evaluate_every_steps: int = 0
+    save_every_steps: int = 0
+    save_every_seconds: float = float("inf")
+    _saved_at: float = field(default_factory=time.monotonic)
+
+    def is_time(self, what: str, step: int, total_steps: int) -> bool:
+        """Whether `what` (`evaluate` or `save`) is due after `step` steps."""
+        every = self.evaluate_every_steps if what == "evaluate" else self.save_every_steps
+        return step == total_steps or (every > 0 and step % every == 0)
+
+    def is_overdue(self) -> bool:
+        """Whether so much time has passed since the last save that another is wanted."""
+        return time.monotonic() - self._saved_at >= self.save_every_seconds
+
+    def saved(self) -> None:
+        """Start waiting for the next timed save."""
+        self._saved_at = time.monotonic()
+
+
+def fit(
+    state: State,
+    step: Step,
+    batches: Iterable[Any],
+    *,
+    total_steps: int,
+    schedule: Schedule | None = None,
+    evaluate: Callable[[State], Mapping[str, Any]] | None = None,
+    save: Callable[[State], Path] | None = None,
+    timetable: Timetable | None = None,
+) -> Iterator[Event]:
+    """Train until `total_steps`, early stopping, or a requested stop; tell what happens.
+
+    Everything that a resume needs is in `state` and is updated before it is saved.
+
+    Args:
+        state: what is trained; a state with `state.step > 0` goes on from there.
+        step: turns a batch into an update.
+        batches: one pass is one epoch. Has a length; if it has `from_step(step)`, a resume goes on in mid-epoch exactly,
+            otherwise it starts the interrupted epoch's pass and passes over what was consumed.
+        total_steps: of the whole run, not of what is left.
+        schedule: 0-based step -> factor of the rates.
+        evaluate: state -> named metrics with a `.value`; `state.tracker.monitor` names the one that decides.
+        save: state -> path of the committed checkpoint.
+        timetable: when to do both; by default only at the end.
+    Raises:
+        NumericError: more than `MAX_SKIPPED_IN_A_ROW` steps in a row had a non-finite loss or gradient.
+    """
+    timetable = timetable or Timetable()
+    steps_per_epoch = len(batches)  # type: ignore[arg-type]
+    reader = FlagReader(state.device)
+    alone = step.strategy.world_size == 1
+    state.model.train()
+    stops = state.step >= total_steps
+    for batch in stream(batches, state.step):
+        if stops:
+            break
+        lr = set_rates(state.optimizer, schedule(state.step) if schedule else 1.0)
+        state.wants_save = timetable.is_overdue()
+        measured = step(state, batch)
+        state.step += 1
+        flags_read = reader.push(state.step, measured.flags, batch.indices)
+        state.add_loss(measured.loss, measured.weight, measured.flags)
+        yield StepDone(state.step, state.epoch, measured.loss, lr, len(batch))
+
+        # With several processes a wish is heeded when all have heard of it, at the same step everywhere.
+        stops = state.step >= total_steps or (alone and state.stop_reason is not None)
+        ends_epoch = state.step % steps_per_epoch == 0
+        evaluates = evaluate is not None and timetable.is_time("evaluate", state.step, total_steps)
+        saves = timetable.is_time("save", state.step, total_steps) or (alone and state.wants_save)
+        if ends_epoch or evaluates or saves or stops:
+            flags_read += reader.flush()
+        for flags in flags_read:
+            stops, saves = stops or flags.stop, saves or flags.save
+            yield from _heed(state, step, batches, flags)
+
+        if ends_epoch:
+            state.epoch += 1
+            yield EpochDone(state.epoch, state.step, state.mean_loss())
+            state.reset_running_loss()
+        if evaluate is not None and evaluates:
+            event = _evaluate(state, step, evaluate)
+            stops = stops or (state.tracker is not None and state.tracker.exhausted)
+            saves = saves or event.is_best
+            yield event
+        if save is not None and (saves or stops):
+            path = save(state)
+            timetable.saved()
+            yield Saved(state.step, path)
+    yield Stopped(state.step, state.epoch, state.stop_reason or "done")
+
+
+MAX_SKIPPED_IN_A_ROW = 3
+
+
+def stream(batches: Iterable[Any], start_step: int) -> Iterator[Batch]:
+    """Batches from a step on, epoch after epoch, for ever.
+
+    Raises: UsageError: the batches have no length, or a pass yields none.
+    """
+    if hasattr(batches, "from_step"):
+        yield from batches.from_step(start_step)  # type: ignore[attr-defined]
+    length = len(batches) if hasattr(batches, "__len__") else 0  # type: ignore[arg-type]
+    if length == 0:
+        raise UsageError("E107", "the batches have no length, or none are left", expected="an iterable with len() >= 1")
+    passed_over = start_step % length
+    while True:
+        for index, item in enumerate(batches):
+            if index >= passed_over:
+                yield as_batch(item)
+        passed_over = 0
+
+
+def _evaluate(state: State, step: Step, evaluate: Callable[[State], Mapping[str, Any]]) -> Evaluated:
+    step.strategy.broadcast_buffers(state.model)
+    state.evaluated_model().eval()
+    metrics = evaluate(state)
+    is_best = False
+    if state.tracker is not None:
+        if state.tracker.monitor not in metrics:
+            raise UsageError(
+                "E101", f"monitor = {state.tracker.monitor!r}", got=state.tracker.monitor, choices=sorted(metrics)
+            )
+        is_best = state.tracker.update(float(metrics[state.tracker.monitor].value), state.step)
+        if state.tracker.exhausted:
+            state.request_stop("early_stop")
+    state.model.train()
+    return Evaluated(state.step, state.epoch, "val", metrics, is_best)
+
+
+def _heed(state: State, step: Step, batches: Iterable[Any], flags: Flags) -> Iterator[Event]:
+    """Act on what all processes know of a step."""
+    if flags.stop:
+        state.request_stop("another process asked to stop")
+    if not flags.bad:
+        state.skipped_in_a_row = 0
+        return
+    state.skipped += 1
+    state.skipped_in_a_row += 1
+    indices = () if flags.indices is None else tuple(int(i) for i in flags.indices)
+    if hasattr(batches, "at"):
+        rows = guilty_rows(state, step, batches.at(flags.step - 1))  # type: ignore[attr-defined]
+        guilty = sum(step.strategy.gather([indices[row] for row in rows]), [])
+        indices = tuple(guilty) or indices
+    state.decide("skipped", bad_step=flags.step, indices=list(indices))
+    if state.skipped_in_a_row > MAX_SKIPPED_IN_A_ROW:
+        raise NumericError(
+            "E601",
+            f"{state.skipped_in_a_row} steps in a row had a loss or gradient that is not finite",
+            where=f"step {flags.step}, samples {', '.join(map(str, indices[:20])) or 'unknown'}",
+            kept="the last checkpoint; the weights have not moved since the first of those steps",
+            hint="a lower --lr, --precision fp32, or --clip-grad 1; look at those samples",
+        )
+    yield Skipped(flags.step, "the loss or a gradient is not finite", indices)
+
+
+@torch.no_grad()
+def guilty_rows(state: State, step: Step, batch: Batch) -> list[int]:
+    """Rows of a batch whose own loss is not finite, each looked at alone."""
+    training = state.model.training
+    state.model.eval()
+    rows = []
+    for row in range(len(batch)):
+        one = step.forward_loss(state, batch.cut(row, row + 1))
+        values = one.values if hasattr(one, "values") else one
+        if not torch.isfinite(values).all():
+            rows.append(row)
+    state.model.train(training)
+    return rows

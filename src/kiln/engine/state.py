@@ -1,0 +1,236 @@
+"""Everything about a training that a resume needs, in one place."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from kiln.errors import ArtifactError
+from kiln.optim.averages import Ema
+
+
+class Part(Protocol):
+    """A stateful part. `state()` is a tree of dicts, lists, numbers, strings and tensors."""
+
+    def state(self) -> dict[str, Any]: ...
+    def load_state(self, state: dict[str, Any], /) -> None: ...
+
+
+class Tracker:
+    """The best evaluation so far, and how long ago it was.
+
+    Args:
+        monitor: name of the metric that decides.
+        higher_is_better: its direction.
+        patience: stop after this many evaluations without an improvement; None never stops.
+        min_delta: an improvement must be larger than this.
+    """
+
+    def __init__(
+        self, monitor: str, *, higher_is_better: bool, patience: int | None = None, min_delta: float = 0.0
+    ) -> None:
+        self.monitor, self.higher_is_better = monitor, higher_is_better
+        self.patience, self.min_delta = patience, min_delta
+        self.best: float | None = None
+        self.best_step = 0
+        self.evaluations_since_best = 0
+
+    def update(self, value: float, step: int) -> bool:
+        """Record an evaluation; True when it is the best so far. A NaN never is."""
+        sign = 1.0 if self.higher_is_better else -1.0
+        if value == value and (self.best is None or sign * (value - self.best) > self.min_delta):
+            self.best, self.best_step, self.evaluations_since_best = value, step, 0
+            return True
+        self.evaluations_since_best += 1
+        return False
+
+    @property
+    def exhausted(self) -> bool:
+        """Whether patience has run out."""
+        return self.patience is not None and self.evaluations_since_best >= self.patience
+
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint keeps."""
+        return {"best": self.best, "best_step": self.best_step, "since": self.evaluations_since_best}
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Continue from `state()`."""
+        self.best, self.best_step = state["best"], state["best_step"]
+        self.evaluations_since_best = state["since"]
+
+
+@dataclass
+class State:
+    """A training in progress.
+
+    Attributes:
+        model: the bare module; its parameter names are the names in every file.
+        optimizer: a torch optimizer over the model's parameters.
+        forward: what a step calls: the model, or the model inside a strategy's wrapper.
+        ema: the average of the weights, if one is kept.
+        tracker: the best evaluation so far, if there are evaluations.
+        parts: further stateful parts under fixed names.
+        step: optimizer steps done; also the next step's number.
+        epoch: epochs completed.
+        loss_sum: sum over samples of the loss since the epoch began, on the device.
+        weight_sum: sum of those samples' weights, on the device.
+        skipped: steps skipped by the guard in this run.
+        skipped_in_a_row: the same, since the last good step.
+        log: decisions taken on the way, each stamped with its step.
+    """
+
+    model: nn.Module
+    optimizer: torch.optim.Optimizer
+    forward: Callable[..., Any] | None = None
+    ema: Ema | None = None
+    tracker: Tracker | None = None
+    parts: dict[str, Part] = field(default_factory=dict)
+    step: int = 0
+    epoch: int = 0
+    loss_sum: Tensor = field(init=False)
+    weight_sum: Tensor = field(init=False)
+    skipped: int = 0
+    skipped_in_a_row: int = 0
+    log: list[dict[str, Any]] = field(default_factory=list)
+    stop_reason: str | None = None
+    wants_save: bool = False
+
+    def __post_init__(self) -> None:
+        self.forward = self.forward or self.model
+        self.device = next(self.model.parameters()).device
+        self.reset_running_loss()
+
+    def reset_running_loss(self) -> None:
+        """Start the running loss of an epoch afresh."""
+        precise = torch.float32 if self.device.type == "mps" else torch.float64
+        self.loss_sum = torch.zeros((), dtype=precise, device=self.device)
+        self.weight_sum = torch.zeros((), dtype=precise, device=self.device)
+
+    def add_loss(self, loss: Tensor, weight: Tensor | float, bad: Tensor) -> None:
+        """Add a step's mean loss to the running loss of the epoch, on the device; a bad step adds nothing."""
+        bad = bad if bad.ndim == 0 else bad[0]
+        good = 1.0 - bad
+        self.loss_sum += torch.where(bad > 0, bad, loss) * (good * weight)
+        self.weight_sum += good * weight
+
+    def mean_loss(self) -> float:
+        """The running loss of the epoch so far; waits for the device. NaN when nothing was added."""
+        return float(self.loss_sum / self.weight_sum)
+
+    def request_stop(self, reason: str) -> None:
+        """Ask the loop to stop at the next step boundary, after saving. The first reason stands."""
+        self.stop_reason = self.stop_reason or reason
+
+    def decide(self, what: str, **facts: Any) -> None:
+        """Write an entry into the decision log; it is saved with the next checkpoint."""
+        self.log.append({"step": self.step, "what": what, **facts})
+
+    def evaluated_model(self) -> nn.Module:
+        """The weights that are evaluated, compete for best and ship: the average when there is one."""
+        return self.model if self.ema is None else self.ema.module
+
+    def state(self) -> dict[str, Any]:
+        """The whole training as a tree, tensors by parameter name (they are references: encode before going on)."""
+        tree: dict[str, Any] = {
+            "model": dict(self.model.state_dict()),
+            "optimizer": optimizer_state(self.model, self.optimizer),
+            "progress": {
+                "step": self.step,
+                "epoch": self.epoch,
+                "loss_sum": float(self.loss_sum),
+                "weight_sum": float(self.weight_sum),
+                "skipped": self.skipped,
+                "skipped_in_a_row": self.skipped_in_a_row,
+                "log": list(self.log),
+            },
+            "parts": {name: part.state() for name, part in self.parts.items()},
+        }
+        if self.ema is not None:
+            tree["ema"] = self.ema.state()
+        if self.tracker is not None:
+            tree["tracker"] = self.tracker.state()
+        return tree
+
+    def load_state(self, tree: dict[str, Any]) -> None:
+        """Continue from `state()`.
+
+        Raises: ArtifactError: the tree is of another model, or lacks a part that this training has.
+        """
+        optional = {"ema": self.ema, "tracker": self.tracker}
+        expected = {"model", "optimizer", "progress", "parts", *(k for k, v in optional.items() if v is not None)}
+        if set(tree) != expected or set(tree["parts"]) != set(self.parts):
+            found = sorted({*tree, *tree.get("parts", ())})
+            raise ArtifactError(
+                "E304", f"the checkpoint holds {', '.join(found)}", expected=", ".join(sorted({*expected, *self.parts}))
+            )
+        load_model(self.model, tree["model"])
+        load_optimizer_state(self.model, self.optimizer, tree["optimizer"])
+        progress = tree["progress"]
+        self.step, self.epoch = progress["step"], progress["epoch"]
+        self.reset_running_loss()
+        self.loss_sum += progress["loss_sum"]
+        self.weight_sum += progress["weight_sum"]
+        self.skipped, self.skipped_in_a_row = progress["skipped"], progress["skipped_in_a_row"]
+        self.log = list(progress["log"])
+        for name, part in self.parts.items():
+            part.load_state(tree["parts"][name])
+        if self.ema is not None:
+            self.ema.load_state(tree["ema"])
+        if self.tracker is not None:
+            self.tracker.load_state(tree["tracker"])
+
+
+def load_model(model: nn.Module, tensors: dict[str, Tensor]) -> None:
+    """Copy tensors into a model by name; every name must be there, and no other.
+
+    Raises: ArtifactError: names or shapes differ.
+    """
+    own = model.state_dict()
+    problems = [f"missing: {name}" for name in own.keys() - tensors.keys()]
+    problems += [f"unexpected: {name}" for name in tensors.keys() - own.keys()]
+    problems += [
+        f"{name}: {tuple(tensors[name].shape)}, the model has {tuple(own[name].shape)}"
+        for name in own.keys() & tensors.keys()
+        if tensors[name].shape != own[name].shape
+    ]
+    if problems:
+        raise ArtifactError("E304", "the saved weights do not fit the model", details=sorted(problems)[:20])
+    model.load_state_dict(tensors)
+
+
+def optimizer_state(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+    """An optimizer's state keyed by parameter name, so that it survives another order of parameters or groups."""
+    names = {parameter: name for name, parameter in model.named_parameters()}
+    return {
+        "state": {names[parameter]: dict(values) for parameter, values in optimizer.state.items()},
+        "rates": {name: group["lr"] for group in optimizer.param_groups for name in group["names"]},
+    }
+
+
+def load_optimizer_state(model: nn.Module, optimizer: torch.optim.Optimizer, tree: dict[str, Any]) -> None:
+    """Restore `optimizer_state`, in each parameter's own memory format and device.
+
+    Raises: ArtifactError: the state names a parameter that the model does not have.
+    """
+    parameters = dict(model.named_parameters())
+    on_device = bool(optimizer.defaults.get("fused") or optimizer.defaults.get("capturable"))
+    unknown = sorted(tree["state"].keys() - parameters.keys())
+    if unknown:
+        raise ArtifactError("E304", "the optimizer's state is of another model", details=unknown[:20])
+    optimizer.state.clear()
+    for name, values in tree["state"].items():
+        parameter = parameters[name]
+        optimizer.state[parameter] = {key: _like(value, parameter, on_device) for key, value in values.items()}
+
+
+def _like(value: Any, parameter: Tensor, on_device: bool) -> Any:
+    if not isinstance(value, Tensor):
+        return value
+    if value.shape == parameter.shape:
+        return torch.empty_like(parameter, dtype=value.dtype, requires_grad=False).copy_(value)
+    # Step counters: only fused and capturable optimizers keep them beside the parameter.
+    return value.to(parameter.device, copy=True) if on_device else value.clone()

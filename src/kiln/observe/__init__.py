@@ -1,0 +1,1 @@
+"""Consumers of a loop's events: they tell and record, and decide nothing."""

@@ -1,0 +1,224 @@
+"""The run folder: what a training leaves, in which formats, and the `Run` that reads it."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from kiln.errors import ArtifactError, ResourceError, UsageError
+from kiln.names import VERBS, load_object
+from kiln.recipe import Recipe
+
+RECIPE, RESOLVED, ENVIRONMENT, STATUS, LOCK = "recipe.yaml", "resolved.yaml", "environment.json", "status.json", "lock"
+METRICS, SUMMARY, LOG, SPLIT, BAD_FILES = "metrics.jsonl", "summary.csv", "log.txt", "split.csv", "bad_files.csv"
+PREDICTIONS, MODEL, BEST, CHECKPOINTS, RESULT = "predictions.csv", "model.safetensors", "best.json", "checkpoints", "result.json"
+VERSION = 1
+
+RUNNING, DONE, PREEMPTED, INTERRUPTED, FAILED = "running", "done", "preempted", "interrupted", "failed"
+
+
+class Run:
+    """A run folder. Everything is read when asked for.
+
+    Args:
+        path: the folder.
+    Raises: UsageError: it is no run folder.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path = Path(path)
+        if not (self.path / RECIPE).is_file():
+            raise UsageError("E105", f"{self.path} is no run folder: it has no {RECIPE}", hint="name a folder that kiln train made")
+
+    def __repr__(self) -> str:
+        return f"Run({str(self.path)!r})"
+
+    @property
+    def recipe(self) -> Recipe:
+        """What was asked for."""
+        return Recipe.load(self.path / RECIPE)
+
+    @property
+    def resolved(self) -> dict[str, Any]:
+        """What was decided: `values` by field, `reasons`, `facts` about the data, and the `log` of decisions."""
+        return read_yaml(self.path / RESOLVED, kind="resolved")
+
+    @property
+    def status(self) -> dict[str, Any]:
+        """`state` (running, done, preempted, interrupted, failed), `step`, `reason`."""
+        return read_json(self.path / STATUS, kind="status")
+
+    @property
+    def result(self) -> dict[str, Any]:
+        """What the finished run reached: `metrics` by split, each with its interval, and `details`."""
+        return read_json(self.path / RESULT, kind="result")
+
+    @property
+    def model_file(self) -> Path:
+        """The best model."""
+        return self.path / MODEL
+
+    @property
+    def checkpoints(self) -> Path:
+        """The folder of checkpoints."""
+        return self.path / CHECKPOINTS
+
+    def metrics(self) -> list[dict[str, Any]]:
+        """The lines of `metrics.jsonl`."""
+        path = self.path / METRICS
+        return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+    def predictions(self) -> list[dict[str, str]]:
+        """The rows of `predictions.csv`: what the best model said of the test split, or of validation without one."""
+        with (self.path / PREDICTIONS).open(newline="", encoding="utf-8") as file:
+            return list(csv.DictReader(file))
+
+    def model(self, **options: Any) -> Any:
+        """The best model as a `kiln.runtimes.Predictor`; options as for `kiln.load`."""
+        return load_object(VERBS["load"])(self.model_file, **options)
+
+    def resume(self, **options: Any) -> Run:
+        """Go on where the run stopped; options as for `kiln.train`."""
+        return load_object(VERBS["resume"])(self.path, **options)
+
+    def summary(self) -> dict[str, Any]:
+        """What was reached, where it lies, and what to run next."""
+        result = self.result if (self.path / RESULT).exists() else {}
+        best = read_json(self.path / BEST, kind="best") if (self.path / BEST).exists() else {}
+        return {
+            "run": str(self.path),
+            "state": self.status["state"],
+            "model": str(self.model_file) if self.model_file.exists() else None,
+            "best_step": best.get("step"),
+            "metrics": result.get("metrics", {}),
+            "next": [
+                f"kiln evaluate {self.path} DATA --split test",
+                f"kiln predict {self.path} IMAGES",
+                f"kiln export {self.path} --format onnx",
+            ],
+        }
+
+
+def write_atomically(path: Path, data: bytes) -> None:
+    """Replace a file so that a crash leaves the old one or the new one.
+
+    Raises: ResourceError: the disk is full or cannot be written.
+    """
+    staged = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        with staged.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        staged.replace(path)
+    except OSError as error:
+        staged.unlink(missing_ok=True)
+        raise ResourceError("E401", f"cannot write {path.name}: {error.strerror or error}", where=str(path.parent)) from error
+
+
+def write_json(path: Path, kind: str, content: Mapping[str, Any]) -> None:
+    """Write a JSON file of ours."""
+    text = json.dumps({"kind": f"kiln.{kind}", "version": VERSION, **content}, indent=1)
+    write_atomically(path, (text + "\n").encode())
+
+
+def write_yaml(path: Path, kind: str, content: Mapping[str, Any]) -> None:
+    """Write a YAML file of ours."""
+    text = yaml.safe_dump({"kind": f"kiln.{kind}", "version": VERSION, **content}, sort_keys=False, allow_unicode=True)
+    write_atomically(path, text.encode())
+
+
+def read_json(path: Path, *, kind: str) -> dict[str, Any]:
+    """Read a JSON file of ours.
+
+    Raises: ArtifactError: missing, damaged, of another kind or a newer version.
+    """
+    return _read(path, kind, json.loads)
+
+
+def read_yaml(path: Path, *, kind: str) -> dict[str, Any]:
+    """Read a YAML file of ours; raises as `read_json`."""
+    return _read(path, kind, yaml.safe_load)
+
+
+def _read(path: Path, kind: str, parse: Any) -> dict[str, Any]:
+    try:
+        content = parse(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ArtifactError("E307", f"cannot read {path}: {error.strerror}") from error
+    except (ValueError, yaml.YAMLError) as error:
+        raise ArtifactError("E307", f"{path} is damaged: {error}") from error
+    if not isinstance(content, dict) or content.get("kind") != f"kiln.{kind}":
+        raise ArtifactError("E303", f"{path} is no kiln.{kind} file")
+    if content.get("version", 0) > VERSION:
+        raise ArtifactError("E303", f"{path} has version {content['version']}; this Kiln reads up to {VERSION}")
+    return content
+
+
+def set_status(folder: Path, state: str, *, step: int, reason: str = "") -> None:
+    """Say in `status.json` how the run stands."""
+    write_json(folder / STATUS, "status", {"state": state, "step": step, "reason": reason, "pid": os.getpid(), "time": time.time()})
+
+
+def new_folder(output: Path, name: str | None, *, stem: str) -> Path:
+    """Make the folder of a new run: `name`, or `stem` with a number where it is taken.
+
+    Raises: UsageError: a run of that name is there. ResourceError: the place cannot be written.
+    """
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+        if name is not None:
+            folder = output / name
+            folder.mkdir(parents=True, exist_ok=True)
+            if (folder / RECIPE).exists():
+                raise UsageError("E105", f"{folder} holds a run already", hint="another --name, or --resume auto to go on with it")
+            return folder
+        for number in range(1, 100_000):
+            folder = output / (stem if number == 1 else f"{stem}-{number}")
+            try:
+                folder.mkdir()
+                return folder
+            except FileExistsError:
+                continue
+    except OSError as error:
+        raise ResourceError("E401", f"cannot make a run folder in {output}: {error.strerror}", hint="another --output") from error
+    raise UsageError("E105", f"{output} is full of runs called {stem}", hint="another --output or --name")
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Hold a run's lock; the system releases it when the process ends, however it ends.
+
+    Raises: UsageError: another process holds it; the message names its process id.
+    """
+    import fcntl
+
+    with (folder / LOCK).open("a+") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            file.seek(0)
+            owner = file.read().strip() or "unknown"
+            raise UsageError("E105", f"{folder} is in use by process {owner}", hint="wait for it, or choose another --name") from error
+        file.seek(0)
+        file.truncate()
+        file.write(str(os.getpid()))
+        file.flush()
+        yield
+
+
+def newest_unfinished(output: Path, name: str | None) -> Path | None:
+    """The run that `--resume auto` means: the one called `name`, else the newest in `output` that is not done."""
+    folders = [output / name] if name else [path for path in output.iterdir()] if output.is_dir() else []
+    runs = [folder for folder in folders if (folder / STATUS).is_file() and (folder / RECIPE).is_file()]
+    if name is None:
+        runs = [folder for folder in runs if read_json(folder / STATUS, kind="status")["state"] != DONE]
+    return max(runs, key=lambda folder: (folder / STATUS).stat().st_mtime_ns, default=None)
