@@ -1,0 +1,204 @@
+"""Intervals: closed forms against published values, the bootstrap against a slow obvious one, and true coverage."""
+
+import time
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from kiln.metrics import bootstrap, bootstrap_mean, classification, mean_of_shares, multilabel, wilson
+
+
+def test_wilson_against_published_values():
+    # Newcombe 1998, Statistics in Medicine 17, table I, method 3.
+    table = {
+        (81, 263): (0.2553, 0.3662),
+        (15, 148): (0.0624, 0.1605),
+        (0, 20): (0.0, 0.1611),
+        (1, 29): (0.0061, 0.1718),
+    }
+    for (successes, n), expected in table.items():
+        np.testing.assert_allclose(wilson(successes, n), expected, atol=5e-5)
+
+
+@given(st.integers(0, 10**7), st.integers(0, 10**7))
+def test_wilson_holds_the_share_and_stays_in_range(a, b):
+    successes, n = min(a, b), max(a, b)
+    low, high = wilson(successes, n)
+    assert 0.0 <= low <= (successes / n if n else 0.5) <= high <= 1.0
+
+
+def test_wilson_takes_arrays_and_knows_nothing_of_nothing():
+    low, high = wilson([0, 5, 10, 0], [10, 10, 10, 0])
+    np.testing.assert_allclose(low + high[::-1][[1, 2, 3, 0]], [1, 1, 1, 1])  # mirrored
+    assert (low[3], high[3]) == (0.0, 1.0)
+
+
+def test_mean_of_one_share_is_wilson():
+    np.testing.assert_allclose(mean_of_shares([7], [9]), wilson(7, 9))
+
+
+def test_mean_of_perfect_shares_still_has_a_width():
+    low, high = mean_of_shares([5, 5, 5], [5, 5, 5])
+    assert high == 1.0
+    assert 0.5 < low < 0.9
+
+
+def coverage(interval, truth, repeats=400):
+    hits = sum(low <= truth <= high for low, high in (interval(i) for i in range(repeats)))
+    return hits / repeats
+
+
+def test_intervals_of_shares_hold_the_truth_95_times_in_100():
+    draws = np.random.default_rng(0)
+    recalls = np.array([0.95, 0.8, 0.6, 0.99])
+    support = np.array([20, 40, 60, 30])
+    held = coverage(lambda _: mean_of_shares(draws.binomial(support, recalls), support), recalls.mean())
+    assert 0.92 <= held <= 0.995
+    held = coverage(lambda _: wilson(draws.binomial(50, 0.9), 50), 0.9)
+    assert 0.92 <= held <= 0.995
+
+
+def test_bootstrap_of_f1_holds_the_truth_95_times_in_100():
+    draws = np.random.default_rng(1)
+    support = np.array([60, 100, 140])
+    rows = np.array([[0.8, 0.15, 0.05], [0.1, 0.7, 0.2], [0.05, 0.05, 0.9]])
+    truth = classification.f1_macro(np.round(support[:, None] * rows * 1000).astype(np.int64))
+
+    def interval(seed):
+        return classification.f1_macro_interval(draws.multinomial(support, rows), seed=seed)
+
+    assert 0.90 <= coverage(interval, truth, repeats=250) <= 0.99
+
+
+def slow_bootstrap(values, statistic, strata, num_resamples=1000):
+    draws = np.random.default_rng(2)
+    members = [np.flatnonzero(strata == stratum) for stratum in np.unique(strata)]
+    found = []
+    for _ in range(num_resamples):
+        picked = np.concatenate([draws.choice(rows, len(rows)) for rows in members])
+        found.append(statistic(picked))
+    return np.quantile(found, [0.025, 0.975])
+
+
+def test_f1_interval_against_resampling_every_prediction():
+    draws = np.random.default_rng(3)
+    targets = draws.integers(0, 4, 400)
+    predictions = np.where(draws.random(400) < 0.7, targets, draws.integers(0, 5, 400))  # class 4 is only predicted
+
+    def f1(rows):
+        return classification.f1_macro(classification.confusion_matrix(targets[rows], predictions[rows], 6))
+
+    confusion = classification.confusion_matrix(targets, predictions, 6)
+    fast = classification.f1_macro_interval(confusion, seed=0)
+    slow = slow_bootstrap(targets, f1, targets)
+    np.testing.assert_allclose(fast, slow, atol=0.15 * (slow[1] - slow[0]))
+
+
+def test_resampled_f1_is_the_f1_of_the_resampled_table(monkeypatch):
+    confusion = np.array([[3, 1, 0], [0, 0, 2], [0, 0, 0]])
+    tables = np.array(
+        [[[2, 2, 0], [0, 0, 2], [0, 0, 0]], [[4, 0, 0], [0, 0, 2], [0, 0, 0]], [[3, 1, 0], [0, 0, 2], [0, 0, 0]]]
+    )
+    seen = {}
+
+    def spy(counts, statistic, *, strata, seed):
+        cells = [(0, 0), (0, 1), (1, 2)]  # in column order: the non-zero cells of the table
+        seen["counts"], seen["strata"] = counts.tolist(), strata.tolist()
+        seen["values"] = statistic(np.array([[table[cell] for cell in cells] for table in tables]))
+        return 0.0, 1.0
+
+    monkeypatch.setattr(classification, "bootstrap", spy)
+    classification.f1_macro_interval(confusion)
+    assert seen["counts"] == [3, 1, 2]
+    assert seen["strata"] == [0, 0, 1]
+    np.testing.assert_allclose(seen["values"], [classification.f1_macro(table) for table in tables], atol=1e-15)
+
+
+def test_multilabel_intervals_against_resampling_every_sample():
+    draws = np.random.default_rng(4)
+    truth = draws.random((300, 5)) < [0.5, 0.3, 0.2, 0.1, 0.0]
+    scores = draws.normal(size=truth.shape) + 1.5 * truth - 0.7
+    said = scores >= 0
+    fast = multilabel.f1_intervals(truth, said, seed=0)
+    fast["map"] = multilabel.mean_average_precision_interval(truth, scores, seed=0)
+    slow = {
+        "f1_macro": slow_bootstrap(truth, lambda rows: multilabel.f1_macro(truth[rows], said[rows]), np.zeros(300)),
+        "f1_micro": slow_bootstrap(truth, lambda rows: multilabel.f1_micro(truth[rows], said[rows]), np.zeros(300)),
+        "map": slow_bootstrap(
+            truth, lambda rows: multilabel.mean_average_precision(truth[rows], scores[rows]), np.zeros(300)
+        ),
+    }
+    for name, (low, high) in slow.items():
+        np.testing.assert_allclose(fast[name], (low, high), atol=0.15 * (high - low), err_msg=name)
+
+
+def test_bootstrap_mean_against_theory_and_the_general_form():
+    values = np.random.default_rng(5).exponential(size=2000)
+    half = 1.96 * values.std() / np.sqrt(len(values))
+    for low, high in (
+        bootstrap_mean(values),
+        bootstrap(np.ones(len(values)), lambda drawn: drawn @ values / len(values), num_resamples=400),
+    ):
+        np.testing.assert_allclose([low, high], [values.mean() - half, values.mean() + half], atol=0.15 * half)
+
+
+def test_groups_are_drawn_whole():
+    # 20 groups of 50 equal samples hold no more than 20 samples would: a cell per group says so.
+    draws = np.random.default_rng(6)
+    shares = draws.integers(0, 2, 20).astype(float)
+    by_sample = bootstrap_mean(np.repeat(shares, 50))
+    by_group = bootstrap(np.ones(20), lambda drawn: drawn @ (shares * 50) / (drawn.sum(axis=1) * 50))
+    assert (by_group[1] - by_group[0]) > 5 * (by_sample[1] - by_sample[0])
+
+
+def test_strata_keep_their_sizes():
+    strata = np.array([0, 0, 1, 1, 1, 7])
+    counts = np.array([3, 4, 1, 0, 5, 2])
+
+    def statistic(drawn):
+        assert (drawn[:, :2].sum(axis=1) == 7).all()
+        assert (drawn[:, 2:5].sum(axis=1) == 6).all()
+        assert (drawn[:, 3] == 0).all()
+        assert (drawn[:, 5] == 2).all()
+        return drawn[:, 0].astype(float)
+
+    low, high = bootstrap(counts, statistic, strata=strata)
+    assert 0 <= low < 3 < high <= 7
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.integers(-(2**40), 2**64), st.integers(1, 50))
+def test_one_seed_one_interval(seed, n):
+    values = np.linspace(0, 1, n) ** 2
+    assert bootstrap_mean(values, seed=seed, num_resamples=50) == bootstrap_mean(values, seed=seed, num_resamples=50)
+    if n > 3:
+        other = bootstrap_mean(values, seed=seed + 1, num_resamples=50)
+        assert bootstrap_mean(values, seed=seed, num_resamples=50) != other
+
+
+def test_chunks_do_not_repeat_each_other(monkeypatch):
+    values = np.arange(1000.0)
+    seen = []
+    monkeypatch.setattr("kiln.metrics.intervals._CHUNK_CELLS", 1000 * 10)
+    bootstrap(np.ones(1000), lambda drawn: seen.append(drawn @ values) or seen[-1], num_resamples=95)
+    assert [len(part) for part in seen] == [10] * 9 + [5]
+    assert len(np.unique(np.concatenate(seen))) == 95
+
+
+def test_a_thousand_resamples_of_ten_thousand_predictions():
+    draws = np.random.default_rng(7)
+    targets = draws.integers(0, 100, 10_000)
+    predictions = np.where(draws.random(10_000) < 0.6, targets, draws.integers(0, 100, 10_000))
+    confusion = classification.confusion_matrix(targets, predictions, 100)
+    start = time.perf_counter()
+    low, high = classification.f1_macro_interval(confusion)
+    assert time.perf_counter() - start < 20  # a hang guard; the measured time is a tenth of a second
+    assert low < classification.f1_macro(confusion) < high
+
+
+@pytest.mark.parametrize("n", [1, 2])
+def test_the_smallest_data(n):
+    assert bootstrap_mean(np.full(n, 3.0)) == (3.0, 3.0)
+    assert bootstrap(np.array([n]), lambda drawn: drawn[:, 0] / n) == (1.0, 1.0)
