@@ -93,7 +93,7 @@ def _in_words(annotation: Any, units: tuple[str, ...]) -> str:
     if bare is type(None):
         return "null"
     if bare is Duration:
-        return f"a duration ({' '.join('10' + unit for unit in units)})"
+        return f"a duration such as {', '.join('10' + unit for unit in units)}"
     if get_origin(bare) is Literal:
         return " or ".join(str(choice) for choice in get_args(bare))
     if get_origin(bare) is tuple:

@@ -50,13 +50,20 @@ class Recipe:
             object.__setattr__(self, name, made)
 
     @classmethod
-    def load(cls, path: str | os.PathLike[str]) -> Recipe:
-        """Read a recipe from a YAML file; fields that it does not name keep their defaults.
+    def load(cls, path: str | os.PathLike[str], *, over: Recipe | None = None) -> Recipe:
+        """Read a recipe from a YAML file; fields that it does not name are those of `over`, or the defaults.
 
         Raises: UsageError: no such file, not YAML, unknown or doubled keys, wrong values.
         Raises: ArtifactError: written by a newer Kiln, or another kind of file.
         """
-        return cls.from_dict(read_recipe_file(Path(path)), where=str(path))
+        tree = _without_kind(read_recipe_file(Path(path)), str(path))
+        if over is not None:
+            tree = {name: _values(getattr(over, name)) for name in s.SECTIONS} | {
+                name: _values(getattr(over, name)) | part if name in s.SECTIONS and isinstance(part, dict) else part
+                for name, part in tree.items()
+                if part is not None
+            }
+        return cls._of(tree, str(path))
 
     @classmethod
     def from_dict(cls, tree: Mapping[str, Any], *, where: str = "") -> Recipe:
@@ -97,10 +104,10 @@ class Recipe:
                 `["training.epochs=5"]`, whose values are YAML. `model.kwargs.NAME` reaches one argument.
         Raises: UsageError: unknown fields or wrong values, all at once.
         """
-        pairs = list(changes.items()) if isinstance(changes, Mapping) else _parsed(changes)
+        pairs = changes if isinstance(changes, Mapping) else parse_changes(changes)
         tree: dict[str, Any] = {name: _values(getattr(self, name)) for name in s.SECTIONS}
         unknown: dict[str, Any] = {}
-        for name, value in pairs:
+        for name, value in pairs.items():
             section, _, key = name.partition(".")
             key, _, inner = key.partition(".")
             field = FIELDS.get(f"{section}.{key}")
@@ -182,12 +189,16 @@ def _unknown(name: str) -> Problem:
     return Problem("E101", f"unknown recipe {kind} {name!r}", meant=meant, choices=tuple(choices))
 
 
-def _parsed(assignments: Iterable[str]) -> list[tuple[str, Any]]:
-    pairs = []
+def parse_changes(assignments: Iterable[str]) -> dict[str, Any]:
+    """Texts as `--set` takes them (`training.epochs=5`) as values by field name; of two for one field the later.
+
+    Raises: UsageError: a text without a name or `=`.
+    """
+    changes = {}
     for assignment in assignments:
         name, text = parse_assignment(assignment)
-        pairs.append((name, parse_value(text, FIELDS.get(name))))
-    return pairs
+        changes[name] = parse_value(text, FIELDS.get(name))
+    return changes
 
 
 def _without_kind(tree: Mapping[str, Any], where: str) -> dict[str, Any]:

@@ -1,0 +1,82 @@
+"""What a person reads: short tables and lines; drawn on a terminal, plain in a file or pipe."""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+
+def say(text: str = "") -> None:
+    """A line on stdout."""
+    sys.stdout.write(f"{text}\n")
+
+
+def note(text: str) -> None:
+    """A line on stderr: what the user should know, but no program needs."""
+    sys.stderr.write(f"note: {text}\n")
+
+
+def say_json(value: Mapping[str, Any] | Sequence[Any]) -> None:
+    """One JSON object as one line: the last that is printed. JSON has no NaN: what is undefined is null."""
+    say(json.dumps(_finite(value), ensure_ascii=False, allow_nan=False, default=str))
+
+
+def table(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
+    """Print rows under their column names: drawn on a terminal, aligned by spaces elsewhere. Numbers stand right."""
+    cells = [[_cell(value) for value in row] for row in rows]
+    numeric = [all(_is_number(row[index]) for row in cells) for index in range(len(columns))]
+    if sys.stdout.isatty():
+        _draw(columns, cells, numeric)
+        return
+    widths = [max(len(row[index]) for row in [list(columns), *cells]) for index in range(len(columns))]
+    for row in [list(columns), *cells]:
+        aligned = [
+            text.rjust(width) if right else text.ljust(width)
+            for text, width, right in zip(row, widths, numeric, strict=True)
+        ]
+        say("  ".join(aligned).rstrip())
+
+
+def _draw(columns: Sequence[str], cells: Sequence[Sequence[str]], numeric: Sequence[bool]) -> None:
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    drawn = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for column, right in zip(columns, numeric, strict=True):
+        drawn.add_column(column, justify="right" if right else "left")
+    for row in cells:
+        drawn.add_row(*(Text(text) for text in row))
+    Console().print(drawn)
+
+
+def percent(value: float, low: float | None = None, high: float | None = None) -> str:
+    """A share with its 95 % interval, if it has one: `97.2 % (95.8 to 98.2)`."""
+    interval = f" ({100 * low:.1f} to {100 * high:.1f})" if low is not None and high is not None else ""
+    return f"{100 * value:.1f} %{interval}"
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {str(key): _finite(item) for key, item in value.items()}
+    return [_finite(item) for item in value] if isinstance(value, (list, tuple)) else value
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return "-"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, int):
+        return f"{value:,}"
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def _is_number(text: str) -> bool:
+    return text == "-" or text.replace(",", "").replace(".", "", 1).replace("e", "").lstrip("-").isdigit()
