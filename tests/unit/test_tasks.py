@@ -351,3 +351,13 @@ def test_detect(labels, expected):
 def test_detect_with_another_separator():
     assert tasks.detect(["a|b", "a"], separator="|") == "multilabel"
     assert tasks.detect(["a|b", "a"]) == "classification"
+
+
+def test_the_task_to_train_for():
+    labels = ["a|b", "a", "b"]
+    assert tasks.choose(labels) == classification
+    assert tasks.choose(labels, separator="|") == tasks.get("multilabel", separator="|")
+    assert tasks.choose(labels, name="classification", separator="|") == classification
+    assert tasks.choose(["a"], name="multilabel") == multilabel
+    with pytest.raises(UsageError, match="unknown task 'multi'"):
+        tasks.choose(labels, name="multi")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from inspect import signature
 from typing import Any, Protocol
 
 import numpy as np
@@ -14,7 +15,7 @@ from kiln.metrics import Metric
 from kiln.names import TASKS, load_object, resolve
 from kiln.tasks.prediction import Prediction
 
-__all__ = ["Prediction", "Task", "detect", "from_dict", "get"]
+__all__ = ["Prediction", "Task", "choose", "detect", "from_dict", "get"]
 
 
 class Task(Protocol):
@@ -58,6 +59,20 @@ def get(name: str, **options: Any) -> Task:
     Raises: UsageError: no such task.
     """
     return resolve(TASKS, name, kind="task")(**options)
+
+
+def choose(labels: Sequence[str], *, name: str = "auto", separator: str = ",") -> Task:
+    """The task to train for.
+
+    Args:
+        labels: the label texts of the data.
+        name: as for `get`, or `auto`: what `detect` says of the labels.
+        separator: for the tasks that take one.
+    Raises: UsageError: no such task.
+    """
+    task = resolve(TASKS, detect(labels, separator) if name == "auto" else name, kind="task")
+    takes_one = "separator" in signature(task).parameters
+    return task(separator=separator) if takes_one else task()
 
 
 def from_dict(values: Mapping[str, Any]) -> Task:

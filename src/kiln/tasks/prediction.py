@@ -14,12 +14,14 @@ class Prediction:
         labels: the decision as names: one for classification, any number for multilabel.
         probability: how sure the model is of the decision, 0 to 1; for multilabel, of its least certain part.
         top: the likeliest names with their probabilities, best first.
+        error: why there is no decision, for an image that cannot be read; the other fields are then empty.
     """
 
     label: str
     labels: tuple[str, ...]
     probability: float
     top: tuple[tuple[str, float], ...]
+    error: str = ""
 
 
 def likeliest(probabilities, classes: tuple[str, ...], top_k: int) -> tuple[tuple[str, float], ...]:
