@@ -1,0 +1,1 @@
+"""Where samples come from: sources, tables, archives, splits and the check of their headers."""
