@@ -1,0 +1,1 @@
+"""Exports: a trained model in forms that other programs run."""

@@ -1,0 +1,55 @@
+"""Predictors: a model file or an exported model, ready to answer. Importing this imports no runtime, and not torch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from kiln.errors import ArtifactError, UsageError
+from kiln.names import RUNTIMES, load_object
+from kiln.runtimes.predictor import Predictor, Runtime
+
+__all__ = ["MODEL_NAME", "Predictor", "Runtime", "load", "model_path"]
+
+MODEL_NAME = "model.safetensors"  # of the model that a run leaves in its folder
+
+
+def load(path: str | Path, *, device: str = "auto", runtime: str = "auto", trust: Sequence[str] = ()) -> Predictor:
+    """Open a model for prediction.
+
+    Args:
+        path: a model file, the folder of a run (its best model), or an `.onnx` that Kiln exported.
+        device: `auto`, `cpu`, `cuda`, `mps` or `xpu`.
+        runtime: `auto` (by the file), `torch` or `onnx`.
+        trust: `module:function` names that a model file may run, for architectures of the user's own.
+
+    Raises:
+        UsageError: an unknown runtime (E101) or one that cannot read this file (E103); a device not here (E109).
+        ArtifactError: no such file, another kind, or damaged (E303, E307).
+        SecurityError: code that is not trusted (E701), or an ONNX file that reaches outside itself (E703).
+    """
+    file = model_path(path)
+    fitting = "onnx" if file.suffix.lower() == ".onnx" else "torch"
+    wanted = fitting if runtime == "auto" else runtime
+    if wanted not in RUNTIMES:
+        raise UsageError("E101", f"unknown runtime {runtime!r}", got=runtime, choices=("auto", *RUNTIMES))
+    if wanted != fitting:
+        hint = f"kiln export {path}" if wanted == "onnx" else "--runtime onnx"
+        raise UsageError("E103", f"runtime {runtime!r} does not read {file.name}", hint=hint)
+    opened: Runtime = load_object(RUNTIMES[wanted])(file, device=device, trusted=tuple(trust))
+    return Predictor(opened)
+
+
+def model_path(path: str | Path) -> Path:
+    """The file that holds the model: the path itself, or the best model in the folder of a run.
+
+    Raises: ArtifactError (E303): nothing there.
+    """
+    path = Path(path).expanduser()
+    if path.is_dir():
+        if (path / MODEL_NAME).is_file():
+            return path / MODEL_NAME
+        raise ArtifactError("E303", f"{path} holds no {MODEL_NAME}", expected="the folder of a run that saved a model")
+    if not path.is_file():
+        raise ArtifactError("E303", f"{path}: no such file", expected="a model file, the folder of a run, or an .onnx")
+    return path
