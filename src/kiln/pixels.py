@@ -4,9 +4,8 @@ Validation, evaluation, prediction, serving and every bundle go through `PixelCo
 NumPy and Pillow alone, imports nothing else of Kiln, and is copied byte for byte into bundles. Its result is exact on
 one version of Pillow and within one level between versions.
 
-What is done with each kind of file is on one page, docs/pixels.md. In short: the EXIF orientation is applied, alpha is
-laid over white, 16 bits keep their high byte, an animation gives its first frame, ICC profiles are ignored (as the
-makers of pretrained weights did), and a file that is damaged or hostile is a `PixelError`, never grey pixels.
+What is done with each kind of file is on one page, docs/pixels.md. A file that is damaged or hostile is a `PixelError`,
+never grey pixels.
 """
 
 from __future__ import annotations
@@ -24,7 +23,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, ParamSpec, TypeVar
 
 import numpy as np
-from PIL import Image, ImageFile, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageFile, UnidentifiedImageError
 
 MAX_PIXELS = 50_000_000
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")  # none of Pillow's other forty parsers is ever called
@@ -33,22 +32,14 @@ INTERPOLATIONS = {resampling.name.lower(): resampling for resampling in Image.Re
 _MODES = {1: "L", 3: "RGB", 4: "RGBA"}  # how Pillow names the channel counts that it can hold
 _READABLE = {"1", "L", "P", "PA", "LA", "La", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr", "I", "I;16", "I;16B", "F"}
 _NPY = b"\x93NUMPY"
-_WHITE = (255, 255, 255)
 _MAX_TEXT_BYTES = 16 << 20  # what the text chunks of a PNG may unpack to
 _MAX_SCANS = 100  # of a progressive JPEG; encoders write about ten
 _MAX_RLE_PIXELS = 4_000_000  # Pillow unpacks a run-length BMP in Python, byte by byte
 _MAX_ENLARGED = 16  # times the model's input; see PixelContract._middle
 
-_ORIENTATION_TAG = 0x0112
-_UPRIGHT = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
+# How to turn an image of EXIF orientation 2 to 8 upright.
+_TURNS = "FLIP_LEFT_RIGHT ROTATE_180 FLIP_TOP_BOTTOM TRANSPOSE ROTATE_270 TRANSVERSE ROTATE_90"
+_UPRIGHT = {orientation: Image.Transpose[turn] for orientation, turn in enumerate(_TURNS.split(), start=2)}
 
 _MAGIC = {b"\xff\xd8\xff": "JPEG", b"\x89PNG": "PNG", b"RIFF": "WebP", b"BM": "BMP", b"GIF8": "GIF"}
 _MAGIC |= {b"II*\0": "TIFF", b"MM\0*": "TIFF"}
@@ -61,11 +52,8 @@ _quiet = threading.Lock()
 class PixelError(ValueError):
     """A file or an array that cannot become an image, or a contract that cannot be kept.
 
-    The message is for people and holds no text of Pillow's; the cause is chained.
-
-    Attributes:
-        reason: `empty`, `not_an_image`, `truncated`, `too_many_pixels`, `unsupported`, `corrupt`, `unreadable`
-            (the file system refused) or `contract`.
+    `reason` is `empty`, `not_an_image`, `truncated`, `too_many_pixels`, `unsupported`, `corrupt`, `unreadable` (the
+    file system refused) or `contract`. The message holds no text of Pillow's; the cause is chained.
     """
 
     def __init__(self, reason: str, message: str) -> None:
@@ -78,23 +66,14 @@ class PixelError(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class Header:
-    """What the head of a file says, before anything is decoded.
+    """What the head of a file says, before anything is decoded."""
 
-    Attributes:
-        width: of the upright image, as `decode` will return it.
-        height: of the upright image.
-        mode: Pillow's name for the stored form ("RGB", "P", "I;16"), or type and channels of an array ("uint16x5").
-        format: "JPEG", "MPO", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM" or "NPY".
-        frames: how many; GIF and TIFF do not say, so there 2 stands for several. Only the first is used.
-        orientation: the EXIF orientation, 1 (upright) to 8.
-    """
-
-    width: int
+    width: int  # of the upright image, as `decode` will return it
     height: int
-    mode: str
-    format: str
-    frames: int
-    orientation: int
+    mode: str  # Pillow's name for what is stored ("RGB", "P", "I;16"), or an array's type and channels ("uint16x5")
+    format: str  # "JPEG", "MPO", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM" or "NPY"
+    frames: int  # GIF and TIFF do not say how many, so there 2 stands for several; only the first is used
+    orientation: int  # of EXIF, 1 (upright) to 8
 
 
 def _only_pixel_errors(work: Callable[_P, _T]) -> Callable[_P, _T]:
@@ -113,18 +92,22 @@ def _only_pixel_errors(work: Callable[_P, _T]) -> Callable[_P, _T]:
                 with _quiet, warnings.catch_warnings():
                     warnings.filterwarnings("ignore", module=r"PIL\.")
                     return work(*args, **kwargs)
-        except PixelError:
+        except (PixelError, MemoryError):  # too little memory is no fault of the file
             raise
-        except Image.DecompressionBombError as error:
-            raise PixelError(
-                "too_many_pixels", "more pixels than Pillow's own MAX_IMAGE_PIXELS lets it open"
-            ) from error
         except Exception as error:  # a damaged file raises any of a dozen types out of Pillow's parsers
-            if isinstance(error, EOFError) or "truncated" in str(error):
-                raise PixelError("truncated", "the file ends before its image does; copy it again") from error
-            raise PixelError("corrupt", "the file is damaged: its image cannot be decoded") from error
+            raise _explained(error) from error
 
     return guarded
+
+
+def _explained(error: Exception) -> PixelError:
+    if isinstance(error, OSError) and error.errno:  # of the file system; Pillow's own have no number
+        return PixelError("unreadable", f"the file cannot be read: {error.strerror}")
+    if isinstance(error, Image.DecompressionBombError):
+        return PixelError("too_many_pixels", "more pixels than Pillow's own MAX_IMAGE_PIXELS lets it open")
+    if isinstance(error, EOFError) or "truncated" in str(error):
+        return PixelError("truncated", "the file ends before its image does; copy it again")
+    return PixelError("corrupt", "the file is damaged: its image cannot be decoded")
 
 
 def _check_size(height: int, width: int, max_pixels: int) -> None:
@@ -168,11 +151,7 @@ def _unidentified(head: bytes) -> PixelError:
     read = "JPEG, PNG, WebP, BMP, GIF, TIFF, PPM and .npy are read"
     if head[4:8] in (b"ftyp", b"jP  "):
         return PixelError("unsupported", f"HEIC, AVIF, JPEG 2000 or a video; {read}")
-    if head.startswith(b"<"):
-        return PixelError("not_an_image", "HTML, XML or SVG text, perhaps a saved error page")
-    if head.startswith(b"version https://git-lfs"):
-        return PixelError("not_an_image", "a Git LFS pointer; `git lfs pull` fetches the image")
-    return PixelError("not_an_image", f"not an image, whatever its name says; {read}")
+    return PixelError("not_an_image", f"not an image, whatever its name says: it starts with {head[:24]!r}; {read}")
 
 
 def _open_image(file: BinaryIO, max_pixels: int) -> Image.Image:
@@ -195,7 +174,7 @@ def _orientation(image: Image.Image) -> int:
     """The EXIF (or XMP) orientation, 1 to 8; metadata that makes no sense counts as upright."""
     try:
         # Not image.getexif(): a PNG would decode its pixels to look for metadata behind them.
-        value = Image.Image.getexif(image).get(_ORIENTATION_TAG)
+        value = Image.Image.getexif(image).get(ExifTags.Base.Orientation)
     except Warning:
         raise
     except Exception:  # noqa: BLE001 - broken metadata is no reason to refuse sound pixels
@@ -237,9 +216,7 @@ def _to_uint8(values: np.ndarray) -> np.ndarray:
     is_float = values.dtype.kind == "f"
     if not (low >= 0 and high <= (255 if is_float else 65535)):  # a NaN fails both
         wanted = "0..1 or 0..255" if is_float else "0..65535"
-        raise PixelError(
-            "unsupported", f"values from {low} to {high}, expected {wanted}; scale the whole data set once"
-        )
+        raise PixelError("unsupported", f"values from {low} to {high}, expected {wanted}; scale all files alike")
     if is_float or values.dtype == np.bool_:
         return np.rint(np.multiply(values, 255 if high <= 1 else 1, dtype=np.float64)).astype(np.uint8)
     return (values >> 8).astype(np.uint8)
@@ -249,16 +226,16 @@ def _to_mode(image: Image.Image, mode: str) -> Image.Image:
     """A loaded image as "L", "RGB" or "RGBA"; alpha is laid over white unless it is kept."""
     if image.mode in ("F", "I") or image.mode.startswith("I;16"):
         values = np.asarray(image)
-        if image.format == "TIFF" and image.mode == "I;16":  # what Pillow leaves undone
-            tags: Any = image
-            values = values << (16 - tags.tag_v2.get(258, (16,))[0])  # BitsPerSample is 12
-            values = 65535 - values if tags.tag_v2.get(262) == 0 else values  # white is zero
+        if image.mode == "I;16":  # two things that Pillow leaves undone in TIFF
+            tags = getattr(image, "tag_v2", {})
+            values = values << (16 - tags.get(258, (16,))[0])  # BitsPerSample is 12
+            values = 65535 - values if tags.get(262) == 0 else values  # white is zero
         image = Image.fromarray(_to_uint8(values))
     if image.has_transparency_data:
         image = (image.convert("LA") if image.mode == "La" else image).convert("RGBA")
         if mode == "RGBA":
             return image
-        canvas = Image.new("RGB", image.size, _WHITE)
+        canvas = Image.new("RGB", image.size, "white")
         canvas.paste(image, mask=image)
         image = canvas
     return image if image.mode == mode else image.convert(mode)
@@ -282,20 +259,13 @@ def _checked_array(pixels: np.ndarray, channels: int) -> np.ndarray:
     raise PixelError("unsupported", f"{have} channels, but channels={channels}; only 1 (grey) and 3 (RGB) convert")
 
 
-def _reading(data: bytes | str | os.PathLike[str]) -> BinaryIO:
-    try:
-        return Path(data).open("rb") if isinstance(data, (str, os.PathLike)) else io.BytesIO(data)
-    except OSError as error:
-        raise PixelError("unreadable", f"the file cannot be opened: {error.strerror}") from error
-
-
 @_only_pixel_errors
 def probe(data: bytes | str | os.PathLike[str], *, max_pixels: int = MAX_PIXELS) -> Header:
     """Read the header of a file, given by its bytes or its path; nothing is decoded.
 
     Raises: PixelError: no image that `decode` would start on.
     """
-    with _reading(data) as file:
+    with Path(data).open("rb") if isinstance(data, (str, os.PathLike)) else io.BytesIO(data) as file:
         if file.read(6) == _NPY:
             file.seek(0)
             (height, width, channels), _, dtype = _npy_layout(file, max_pixels)
@@ -393,41 +363,30 @@ def _centred(have: int, want: int) -> tuple[slice, slice]:
 
 @dataclass(frozen=True, slots=True)
 class PixelContract:
-    """What happens between a file and a model; it travels inside every model file and bundle.
+    """What happens between a file and a model; it travels inside every model file and bundle."""
 
-    Attributes:
-        height: of the model's input.
-        width: of the model's input.
-        channels: 1 (grey), 3 (RGB), 4 (RGBA), or as many as the .npy files hold.
-        resize: `crop` (shorter side to size / crop_fraction, then the centre), `pad` (longer side likewise, then
-            borders of `fill`) or `stretch`; timm calls them center, border and squash.
-        interpolation: a key of `INTERPOLATIONS`.
-        crop_fraction: the share of the resized image that is kept, per side; timm's crop_pct.
-        fill: the grey level of the borders that `pad` adds.
-        max_pixels: larger files are refused before they are decoded.
-        version: of these rules; a contract of another version is refused.
-    """
-
-    height: int
+    height: int  # of the model's input, as is width
     width: int
-    channels: int = 3
-    resize: str = "crop"
-    interpolation: str = "bicubic"
-    crop_fraction: float = 1.0
-    fill: int = 128
-    max_pixels: int = MAX_PIXELS
-    version: int = 1
+    channels: int = 3  # 1 (grey), 3 (RGB), 4 (RGBA), or as many as the .npy files hold
+    resize: str = "crop"  # crop: shorter side to size / crop_fraction, then the centre; pad: longer side; or stretch
+    interpolation: str = "bicubic"  # a key of INTERPOLATIONS
+    crop_fraction: float = 1.0  # the share of the resized image that is kept, per side; timm's crop_pct
+    fill: int = 128  # the grey level of the borders that pad adds
+    max_pixels: int = MAX_PIXELS  # larger files are refused before they are decoded
+    version: int = 1  # of these rules; a contract of another version is refused
 
     def __post_init__(self) -> None:
-        allowed: dict[str, tuple[bool, str]] = {
+        counts = ("height", "width", "channels", "max_pixels")
+        allowed = {
             name: (isinstance(getattr(self, name), int) and getattr(self, name) >= 1, "a whole number from 1")
-            for name in ("height", "width", "channels", "max_pixels")
+            for name in counts
+        } | {
+            "resize": (self.resize in ("crop", "pad", "stretch"), "crop, pad or stretch"),
+            "interpolation": (self.interpolation in INTERPOLATIONS, ", ".join(INTERPOLATIONS)),
+            "crop_fraction": (0.1 <= self.crop_fraction <= 1, "0.1 to 1"),
+            "fill": (self.fill in range(256), "a whole number from 0 to 255"),
+            "version": (self.version == 1, "1; a newer Kiln wrote this contract, so update this one"),
         }
-        allowed["resize"] = self.resize in ("crop", "pad", "stretch"), "crop, pad or stretch"
-        allowed["interpolation"] = self.interpolation in INTERPOLATIONS, ", ".join(INTERPOLATIONS)
-        allowed["crop_fraction"] = 0.1 <= self.crop_fraction <= 1, "0.1 to 1"
-        allowed["fill"] = self.fill in range(256), "a whole number from 0 to 255"
-        allowed["version"] = self.version == 1, "1; a newer Kiln wrote this contract, so update this one"
         for name, (holds, expected) in allowed.items():
             if not holds:
                 raise PixelError("contract", f"pixel contract: {name}={getattr(self, name)!r}; expected {expected}")
