@@ -39,7 +39,7 @@ def models(
     json: Json = False,
 ) -> None:
     """List the models whose name fits a pattern, or describe one: layers, shapes, parameters, FLOPs, memory."""
-    listed = load_object("kiln.jobs.models:list_models")(pattern, pretrained=pretrained)
+    listed = load_object("kiln.jobs.models:list_models")(pattern or "*", pretrained=pretrained)
     one = pattern is not None and not any(character in pattern for character in _WILD)
     if one and (not listed or any(row.get("name") == pattern for row in listed)):
         describe = load_object("kiln.jobs.models:describe_model")
@@ -51,7 +51,7 @@ def models(
         return
     columns = list(dict.fromkeys(key for row in listed for key in row))
     if columns:
-        table(columns, [[row.get(column) for column in columns] for row in listed])
+        table(columns, [[_joined(row.get(column), ", ") for column in columns] for row in listed])
     say(f"{len(listed):,} models" if listed else f"no model fits {pattern!r}")
     if listed:
         say(f"next   kiln models {listed[0]['name']}")
@@ -66,18 +66,15 @@ def _tell_one(described: Mapping[str, Any]) -> None:
     }
     for rows in tables.values():
         columns = list(dict.fromkeys(key for row in rows for key in row))
-        table(columns, [[_shape(row.get(column)) for column in columns] for row in rows])
+        table(columns, [[_joined(row.get(column)) for column in columns] for row in rows])
         say()
     width = max((len(key) for key in described if key not in tables), default=0)
     for key, value in described.items():
         if key not in tables:
-            say(
-                f"{key.replace('_', ' '):<{width}}  {value:,}"
-                if isinstance(value, int)
-                else f"{key.replace('_', ' '):<{width}}  {_shape(value)}"
-            )
+            shown = f"{value:,}" if isinstance(value, int) else _joined(value, ", ")
+            say(f"{key.replace('_', ' '):<{width}}  {shown}")
     say(f"next   kiln train DATA --model {described.get('name', 'NAME')}")
 
 
-def _shape(value: Any) -> Any:
-    return " x ".join(map(str, value)) if isinstance(value, (list, tuple)) else value
+def _joined(value: Any, separator: str = " x ") -> Any:
+    return separator.join(map(str, value)) if isinstance(value, (list, tuple)) else value

@@ -50,11 +50,8 @@ def train(**values: Any) -> None:
 
 def assignments(values: Mapping[str, Any]) -> list[str]:
     """What the flags and `--set` say, as `field=value`."""
-    said = []
-    for flag in FLAGS:
-        value = values[flag.parameter]
-        if value:
-            said.append(f"{flag.field}={value if isinstance(value, str) else '[' + ', '.join(value) + ']'}")
+    given = [(flag.field, values[flag.parameter]) for flag in FLAGS if values[flag.parameter]]
+    said = [f"{name}={value if isinstance(value, str) else ','.join(value)}" for name, value in given]
     return said + list(values["set_"] or ())
 
 

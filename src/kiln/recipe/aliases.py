@@ -81,7 +81,6 @@ MAPPED: dict[str, Alias] = {
     "optimizer": Alias("optim.name", _OPTIMIZERS),
     "opt-betas": Alias("optim.betas", num_values=2),
     "opt-eps": Alias("optim.eps"),
-    "momentum": Alias("optim.momentum"),
     "clip-grad-norm": Alias("optim.clip_norm"),
     "lr-scheduler": Alias("schedule.name", _SCHEDULES),
     "cos-lr": Alias("schedule.name", _switch("cosine", "linear"), bare="true"),

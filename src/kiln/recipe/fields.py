@@ -52,6 +52,11 @@ class Field:
         """Whether the field holds several values."""
         return any(get_origin(_bare(part)) is tuple for part in _alternatives(self.annotation))
 
+    @property
+    def is_open_list(self) -> bool:
+        """Whether the field holds any number of values."""
+        return self.is_list and Ellipsis in get_args(self.annotation)
+
 
 @functools.cache
 def fields_of(section: type, section_name: str) -> dict[str, Field]:

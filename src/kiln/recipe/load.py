@@ -14,7 +14,7 @@ from typing import Any
 from kiln.errors import SecurityError, UsageError
 from kiln.recipe.fields import Field
 
-KIND, VERSION = "recipe", 1
+KIND, VERSION = "kiln.recipe", 1
 
 _SCALARS = {
     "bool": (r"true|True|TRUE|false|False|FALSE", "tTfF"),
@@ -62,6 +62,8 @@ def read_yaml(text: str, *, where: str) -> Any:
                 "E701", problem, where=place, expected="plain values: no tags that name code"
             ) from error
         raise UsageError("E102", f"not YAML: {problem}", where=place) from error
+    except (ValueError, TypeError, AttributeError) as error:  # what PyYAML lets through of `!!int x` and the like
+        raise UsageError("E102", f"not YAML: {error}", where=where) from error
     except RecursionError as error:
         raise UsageError("E102", "not a recipe: nested too deeply", where=where) from error
 
@@ -71,18 +73,26 @@ def _loader() -> Any:
     import yaml
 
     class PlainLoader(yaml.SafeLoader):
-        """SafeLoader with YAML 1.2 scalars and without doubled keys."""
+        """SafeLoader with YAML 1.2 scalars, without doubled keys and references."""
 
         yaml_implicit_resolvers: dict[str, Any] = {}  # noqa: RUF012 (the name is PyYAML's)
+
+        def compose_node(self, parent: Any, index: Any) -> Any:
+            """Refuse references: a few lines of them can stand for gigabytes."""
+            if self.check_event(yaml.AliasEvent):
+                mark = self.peek_event().start_mark
+                raise yaml.composer.ComposerError(None, None, "a recipe takes no references (*name)", mark)
+            return super().compose_node(parent, index)
 
     def mapping(loader: Any, node: Any) -> dict[str, Any]:
         seen = set()
         for key, _ in node.value:
-            if key.value in seen:
+            written = str(key.value)
+            if written in seen:
                 raise yaml.constructor.ConstructorError(
-                    None, None, f"the key {key.value!r} is given twice", key.start_mark
+                    None, None, f"the key {written!r} is given twice", key.start_mark
                 )
-            seen.add(key.value)
+            seen.add(written)
         return loader.construct_mapping(node, deep=True)
 
     def number(loader: Any, node: Any) -> int:
@@ -90,12 +100,14 @@ def _loader() -> Any:
 
     PlainLoader.add_constructor("tag:yaml.org,2002:map", mapping)
     PlainLoader.add_constructor("tag:yaml.org,2002:int", number)
+    _know_scalars(PlainLoader)
+    return PlainLoader
+
+
+def _know_scalars(resolver: Any) -> None:
     for kind, (pattern, first) in _SCALARS.items():
         first_characters = [character.strip("\0") for character in first]
-        PlainLoader.add_implicit_resolver(
-            f"tag:yaml.org,2002:{kind}", re.compile(rf"(?:{pattern})\Z"), first_characters
-        )
-    return PlainLoader
+        resolver.add_implicit_resolver(f"tag:yaml.org,2002:{kind}", re.compile(rf"(?:{pattern})\Z"), first_characters)
 
 
 def parse_assignment(text: str) -> tuple[str, str]:
@@ -143,7 +155,7 @@ def _dumper() -> Any:
     import yaml
 
     class PlainDumper(yaml.SafeDumper):
-        """SafeDumper that keeps lists on one line."""
+        """SafeDumper that keeps lists on one line, and quotes what YAML 1.1 or 1.2 would not read as text."""
 
         def ignore_aliases(self, data: Any) -> bool:  # noqa: ARG002 (the signature is PyYAML's)
             """Write equal values out instead of linking them."""
@@ -152,6 +164,11 @@ def _dumper() -> Any:
     def one_line(dumper: Any, values: Any) -> Any:
         return dumper.represent_sequence("tag:yaml.org,2002:seq", values, flow_style=True)
 
+    def text(dumper: Any, value: str) -> Any:
+        return dumper.represent_scalar("tag:yaml.org,2002:str", value, style=None if value.isprintable() else '"')
+
+    _know_scalars(PlainDumper)
+    PlainDumper.add_representer(str, text)
     PlainDumper.add_representer(list, one_line)
     PlainDumper.add_representer(tuple, one_line)
     return PlainDumper

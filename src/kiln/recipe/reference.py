@@ -26,9 +26,10 @@ training:
   epochs: 20ep
 ```
 
-`kiln train photos/ --recipe mine.yaml --set training.seed=1` reads it; `kiln recipe` prints all of it, `kiln recipe FIELD`
-explains a field, `kiln recipe --schema` prints a JSON schema for editors. A preset is weaker than a file, and that than
-flags. Unknown fields are refused with the closest name, wrong values with what was expected, all at once. In Python:
+`kiln train photos/ --recipe mine.yaml --set training.seed=1` reads it; `kiln recipe` prints all of it,
+`kiln recipe FIELD` explains a field, `kiln recipe --schema` prints a JSON schema for editors. A preset is weaker than a
+file, and that than flags. Unknown fields are refused with the closest name, wrong values with what was expected, and
+settings that contradict each other or have no effect, all at once. In Python:
 
 ```python
 recipe = kiln.Recipe.load("mine.yaml").with_(training={"epochs": 5})

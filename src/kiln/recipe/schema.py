@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from kiln.recipe.check import model_of
+from kiln.recipe.fields import fields_of
 from kiln.recipe.load import KIND, VERSION
 from kiln.recipe.sections import SECTIONS
 
@@ -15,6 +16,10 @@ def schema() -> dict[str, Any]:
     for name, section in SECTIONS.items():
         part = model_of(section).model_json_schema()
         part.pop("title", None)
+        for key, field in fields_of(section, name).items():
+            if field.is_open_list:  # one value may stand for a list of one
+                wanted = part["properties"][key]
+                wanted["anyOf"] = [wanted["items"], {"type": wanted.pop("type"), "items": wanted.pop("items")}]
         sections[name] = part
     head = {
         "kind": {"const": KIND, "default": KIND},
