@@ -19,7 +19,13 @@ from kiln.recipe import Recipe
 
 RECIPE, RESOLVED, ENVIRONMENT, STATUS, LOCK = "recipe.yaml", "resolved.yaml", "environment.json", "status.json", "lock"
 METRICS, SUMMARY, LOG, SPLIT, BAD_FILES = "metrics.jsonl", "summary.csv", "log.txt", "split.csv", "bad_files.csv"
-PREDICTIONS, MODEL, BEST, CHECKPOINTS, RESULT = "predictions.csv", "model.safetensors", "best.json", "checkpoints", "result.json"
+PREDICTIONS, MODEL, BEST, CHECKPOINTS, RESULT = (
+    "predictions.csv",
+    "model.safetensors",
+    "best.json",
+    "checkpoints",
+    "result.json",
+)
 VERSION = 1
 
 RUNNING, DONE, PREEMPTED, INTERRUPTED, FAILED = "running", "done", "preempted", "interrupted", "failed"
@@ -36,7 +42,9 @@ class Run:
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = Path(path)
         if not (self.path / RECIPE).is_file():
-            raise UsageError("E105", f"{self.path} is no run folder: it has no {RECIPE}", hint="name a folder that kiln train made")
+            raise UsageError(
+                "E105", f"{self.path} is no run folder: it has no {RECIPE}", hint="name a folder that kiln train made"
+            )
 
     def __repr__(self) -> str:
         return f"Run({str(self.path)!r})"
@@ -121,7 +129,9 @@ def write_atomically(path: Path, data: bytes) -> None:
         staged.replace(path)
     except OSError as error:
         staged.unlink(missing_ok=True)
-        raise ResourceError("E401", f"cannot write {path.name}: {error.strerror or error}", where=str(path.parent)) from error
+        raise ResourceError(
+            "E401", f"cannot write {path.name}: {error.strerror or error}", where=str(path.parent)
+        ) from error
 
 
 def write_json(path: Path, kind: str, content: Mapping[str, Any]) -> None:
@@ -165,7 +175,11 @@ def _read(path: Path, kind: str, parse: Any) -> dict[str, Any]:
 
 def set_status(folder: Path, state: str, *, step: int, reason: str = "") -> None:
     """Say in `status.json` how the run stands."""
-    write_json(folder / STATUS, "status", {"state": state, "step": step, "reason": reason, "pid": os.getpid(), "time": time.time()})
+    write_json(
+        folder / STATUS,
+        "status",
+        {"state": state, "step": step, "reason": reason, "pid": os.getpid(), "time": time.time()},
+    )
 
 
 def new_folder(output: Path, name: str | None, *, stem: str) -> Path:
@@ -179,7 +193,9 @@ def new_folder(output: Path, name: str | None, *, stem: str) -> Path:
             folder = output / name
             folder.mkdir(parents=True, exist_ok=True)
             if (folder / RECIPE).exists():
-                raise UsageError("E105", f"{folder} holds a run already", hint="another --name, or --resume auto to go on with it")
+                raise UsageError(
+                    "E105", f"{folder} holds a run already", hint="another --name, or --resume auto to go on with it"
+                )
             return folder
         for number in range(1, 100_000):
             folder = output / (stem if number == 1 else f"{stem}-{number}")
@@ -189,7 +205,9 @@ def new_folder(output: Path, name: str | None, *, stem: str) -> Path:
             except FileExistsError:
                 continue
     except OSError as error:
-        raise ResourceError("E401", f"cannot make a run folder in {output}: {error.strerror}", hint="another --output") from error
+        raise ResourceError(
+            "E401", f"cannot make a run folder in {output}: {error.strerror}", hint="another --output"
+        ) from error
     raise UsageError("E105", f"{output} is full of runs called {stem}", hint="another --output or --name")
 
 
@@ -207,7 +225,9 @@ def locked(folder: Path) -> Iterator[None]:
         except OSError as error:
             file.seek(0)
             owner = file.read().strip() or "unknown"
-            raise UsageError("E105", f"{folder} is in use by process {owner}", hint="wait for it, or choose another --name") from error
+            raise UsageError(
+                "E105", f"{folder} is in use by process {owner}", hint="wait for it, or choose another --name"
+            ) from error
         file.seek(0)
         file.truncate()
         file.write(str(os.getpid()))
@@ -217,7 +237,7 @@ def locked(folder: Path) -> Iterator[None]:
 
 def newest_unfinished(output: Path, name: str | None) -> Path | None:
     """The run that `--resume auto` means: the one called `name`, else the newest in `output` that is not done."""
-    folders = [output / name] if name else [path for path in output.iterdir()] if output.is_dir() else []
+    folders = [output / name] if name else list(output.iterdir()) if output.is_dir() else []
     runs = [folder for folder in folders if (folder / STATUS).is_file() and (folder / RECIPE).is_file()]
     if name is None:
         runs = [folder for folder in runs if read_json(folder / STATUS, kind="status")["state"] != DONE]

@@ -51,6 +51,11 @@ class BadFiles:
         """(key, split, reason, detail) of each, in the order of keys."""
         return [(self.keys[index], *self.found[index]) for index in sorted(self.found)]
 
+    def merge(self, others: list[BadFiles]) -> None:
+        """Take over what other processes found."""
+        for other in others:
+            self.found = {**other.found, **self.found}
+
     def state(self) -> dict[str, Any]:
         """What a checkpoint keeps."""
         return {"rows": [[index, *self.found[index]] for index in sorted(self.found)]}

@@ -70,7 +70,10 @@ def write_checkpoint(root: Path, step: int, tree: dict[str, Any], *, about: dict
         _require_space(root, int(needed * 1.2) + 65536)
         shutil.rmtree(staged, ignore_errors=True)
         staged.mkdir()
-        files = {f"{part}.safetensors": _write(staged / f"{part}.safetensors", save_tensors(held)) for part, held in parts.items()}
+        files = {
+            f"{part}.safetensors": _write(staged / f"{part}.safetensors", save_tensors(held))
+            for part, held in parts.items()
+        }
         files["state.json"] = _write(staged / "state.json", json.dumps(skeleton).encode())
         manifest = {"kind": KIND, "version": VERSION, "step": step, "files": files, "about": about or {}}
         _write(staged / "manifest.json", _sealed(manifest))
@@ -144,7 +147,10 @@ def newest_checkpoint(root: Path) -> Checkpoint | None:
         return Checkpoint(found.path, found.step, found.tree, found.about, tuple(passed_over))
     if passed_over:
         raise ArtifactError(
-            "E302", f"no checkpoint in {root} can be read", details=passed_over, hint="start anew, or restore from a backup"
+            "E302",
+            f"no checkpoint in {root} can be read",
+            details=passed_over,
+            hint="start anew, or restore from a backup",
         )
     return None
 
@@ -189,7 +195,9 @@ def _read_manifest(path: Path) -> dict[str, Any]:
             hint="update torchkiln",
         )
     if path.name != folder_of(path.parent, manifest["step"]).name:
-        raise ArtifactError("E302", f"the folder is named {path.name}, but holds step {manifest['step']}", where=str(path))
+        raise ArtifactError(
+            "E302", f"the folder is named {path.name}, but holds step {manifest['step']}", where=str(path)
+        )
     return manifest
 
 

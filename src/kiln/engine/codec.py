@@ -55,7 +55,9 @@ def _encode(value: Any, place: str, tensors: dict[str, Tensor]) -> Any:
 def _check_keys(value: dict[Any, Any], place: str) -> None:
     bad = [key for key in value if not isinstance(key, str) or key.startswith("$")]
     if bad:
-        raise ArtifactError("E306", f"{place or 'the state'} has the key {bad[0]!r}", expected="text that does not begin with $")
+        raise ArtifactError(
+            "E306", f"{place or 'the state'} has the key {bad[0]!r}", expected="text that does not begin with $"
+        )
 
 
 def decode(skeleton: Any, tensors: dict[str, Tensor]) -> Any:

@@ -25,19 +25,19 @@ class Timetable:
 
     Args:
         evaluate_every_steps: 0 never evaluates.
-        save_every_steps: 0 saves only at the end, at a new best, and when stopping.
+        save_every_steps: also several; without any, saves at the end, at a new best, and when stopping.
         save_every_seconds: also save when this much time has passed since the last save.
     """
 
     evaluate_every_steps: int = 0
-    save_every_steps: int = 0
+    save_every_steps: tuple[int, ...] = ()
     save_every_seconds: float = float("inf")
     _saved_at: float = field(default_factory=time.monotonic)
 
     def is_time(self, what: str, step: int, total_steps: int) -> bool:
         """Whether `what` (`evaluate` or `save`) is due after `step` steps."""
-        every = self.evaluate_every_steps if what == "evaluate" else self.save_every_steps
-        return step == total_steps or (every > 0 and step % every == 0)
+        every = (self.evaluate_every_steps,) if what == "evaluate" else self.save_every_steps
+        return step == total_steps or any(n > 0 and step % n == 0 for n in every)
 
     def is_overdue(self) -> bool:
         """Whether so much time has passed since the last save that another is wanted."""
@@ -151,7 +151,7 @@ def _evaluate(state: State, step: Step, evaluate: Callable[[State], Mapping[str,
             raise UsageError(
                 "E101", f"monitor = {state.tracker.monitor!r}", got=state.tracker.monitor, choices=sorted(metrics)
             )
-        is_best = state.tracker.update(float(metrics[state.tracker.monitor].value), state.step)
+        is_best = state.tracker.update(metrics[state.tracker.monitor], state.step)
         if state.tracker.exhausted:
             state.request_stop("early_stop")
     state.model.train()
@@ -170,8 +170,8 @@ def _heed(state: State, step: Step, batches: Iterable[Any], flags: Flags) -> Ite
     indices = () if flags.indices is None else tuple(int(i) for i in flags.indices)
     if hasattr(batches, "at"):
         rows = guilty_rows(state, step, batches.at(flags.step - 1))  # type: ignore[attr-defined]
-        guilty = sum(step.strategy.gather([indices[row] for row in rows]), [])
-        indices = tuple(guilty) or indices
+        shares = step.strategy.gather([indices[row] for row in rows])
+        indices = tuple(index for share in shares for index in share) or indices
     state.decide("skipped", bad_step=flags.step, indices=list(indices))
     if state.skipped_in_a_row > MAX_SKIPPED_IN_A_ROW:
         raise NumericError(

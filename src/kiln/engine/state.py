@@ -9,6 +9,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from kiln.engine.guard import BufferGuard
 from kiln.errors import ArtifactError
 from kiln.optim.averages import Ema
 
@@ -16,8 +17,8 @@ from kiln.optim.averages import Ema
 class Part(Protocol):
     """A stateful part. `state()` is a tree of dicts, lists, numbers, strings and tensors."""
 
-    def state(self) -> dict[str, Any]: ...
-    def load_state(self, state: dict[str, Any], /) -> None: ...
+    def state(self) -> dict[str, Any]: ...  # noqa: D102
+    def load_state(self, state: dict[str, Any], /) -> None: ...  # noqa: D102
 
 
 class Tracker:
@@ -25,23 +26,24 @@ class Tracker:
 
     Args:
         monitor: name of the metric that decides.
-        higher_is_better: its direction.
         patience: stop after this many evaluations without an improvement; None never stops.
         min_delta: an improvement must be larger than this.
     """
 
-    def __init__(
-        self, monitor: str, *, higher_is_better: bool, patience: int | None = None, min_delta: float = 0.0
-    ) -> None:
-        self.monitor, self.higher_is_better = monitor, higher_is_better
+    def __init__(self, monitor: str, *, patience: int | None = None, min_delta: float = 0.0) -> None:
+        self.monitor = monitor
         self.patience, self.min_delta = patience, min_delta
         self.best: float | None = None
         self.best_step = 0
         self.evaluations_since_best = 0
 
-    def update(self, value: float, step: int) -> bool:
-        """Record an evaluation; True when it is the best so far. A NaN never is."""
-        sign = 1.0 if self.higher_is_better else -1.0
+    def update(self, metric: Any, step: int) -> bool:
+        """Record an evaluation; True when it is the best so far. A NaN never is.
+
+        `metric` has a `value`, and may say `higher_is_better` (it is, otherwise).
+        """
+        value = float(metric.value)
+        sign = 1.0 if getattr(metric, "higher_is_better", True) else -1.0
         if value == value and (self.best is None or sign * (value - self.best) > self.min_delta):
             self.best, self.best_step, self.evaluations_since_best = value, step, 0
             return True
@@ -102,6 +104,8 @@ class State:
     def __post_init__(self) -> None:
         self.forward = self.forward or self.model
         self.device = next(self.model.parameters()).device
+        # Before any wrapper: DistributedDataParallel remembers the buffers that it finds.
+        self.buffers = BufferGuard(self.model)
         self.reset_running_loss()
 
     def reset_running_loss(self) -> None:

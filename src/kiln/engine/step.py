@@ -15,7 +15,6 @@ import torch
 from torch import Tensor
 
 from kiln.batch import Batch
-from kiln.engine.guard import BufferGuard
 from kiln.engine.precision import autocast
 from kiln.engine.state import State
 from kiln.engine.strategy import Single, Strategy
@@ -75,7 +74,7 @@ class Step:
             self._bind(state)
         if len(batch) == 0:  # only in one process: the loader gives every rank a row to go through the motions with
             return self._nothing(state)
-        self._buffers.save()
+        state.buffers.save()
         while True:
             try:
                 loss_sum, weight = self._backward(state, batch)
@@ -84,10 +83,15 @@ class Step:
                 self._halve(state, batch, error)
         return self._update(state, batch, loss_sum, weight)
 
+    def rehearse(self, state: State, batch: Batch) -> None:
+        """One forward and backward that leave no trace but in the strategy's wrapper and in buffers."""
+        with autocast(self.precision, state.device):
+            terms = as_terms(self.forward_loss(state, batch), len(batch))
+        terms.values.sum().backward()
+
     def _bind(self, state: State) -> None:
         device = state.device
         self._parameters = [p for group in state.optimizer.param_groups for p in group["params"]]
-        self._buffers = BufferGuard(state.model)
         self._autocast = autocast(self.precision, device)
         self._bad = torch.zeros((), device=device)
         self._one = torch.ones((), device=device)
@@ -130,7 +134,9 @@ class Step:
         weight: Tensor | float = count
         scale, wishes = self._one, None
         if self.strategy.world_size > 1 and weight_sum is not None:
-            shared = torch.stack([loss / self.strategy.world_size, weight_sum.to(loss.dtype), *self._wishes(state, loss)])
+            shared = torch.stack(
+                [loss / self.strategy.world_size, weight_sum.to(loss.dtype), *self._wishes(state, loss)]
+            )
             loss, weight_sum, *wishes = self.strategy.sum_(shared).unbind()
         if weight_sum is not None:
             weight = weight_sum
@@ -143,8 +149,10 @@ class Step:
             norm = torch.nn.utils.get_total_norm(gradients)
             torch.nn.utils.clip_grads_with_norm_(self._parameters, self.clip_norm, norm)
         self._optimizer_step(state)
-        self._buffers.restore_if(self._bad)
-        flags = self._bad.clone() if wishes is None else torch.stack([self._bad, *(w.to(self._bad.dtype) for w in wishes)])
+        state.buffers.restore_if(self._bad)
+        flags = (
+            self._bad.clone() if wishes is None else torch.stack([self._bad, *(w.to(self._bad.dtype) for w in wishes)])
+        )
         return Measured(loss, weight, flags)
 
     def _wishes(self, state: State, like: Tensor) -> tuple[Tensor, Tensor]:
@@ -168,7 +176,9 @@ class Step:
     def _halve(self, state: State, batch: Batch, error: torch.OutOfMemoryError) -> None:
         size = self.micro_batch_size or len(batch)
         if size == 1:
-            raise ResourceError("E402", "out of memory with one sample at a time", hint="a smaller --img-size or --model") from error
+            raise ResourceError(
+                "E402", "out of memory with one sample at a time", hint="a smaller --img-size or --model"
+            ) from error
         if self.strategy.world_size > 1:
             raise ResourceError(
                 "E402",
@@ -177,7 +187,7 @@ class Step:
             ) from error
         for parameter in self._parameters:
             parameter.grad = None
-        self._buffers.restore()
+        state.buffers.restore()
         torch.accelerator.empty_cache() if torch.accelerator.is_available() else None
         self.micro_batch_size = (size + 1) // 2
         state.decide("out_of_memory", micro_batch_size=self.micro_batch_size)

@@ -49,7 +49,9 @@ def check_groups(model: nn.Module, groups: list[dict[str, Any]]) -> None:
             seen[id(parameter)] = seen.get(id(parameter), 0) + 1
     trainable = {id(p) for p in model.parameters() if p.requires_grad}
     problems = [f"trainable, but in no group: {names[i]}" for i in trainable - set(seen)]
-    problems += [f"frozen, but in a group: {names.get(i, 'a parameter of another model')}" for i in set(seen) - trainable]
+    problems += [
+        f"frozen, but in a group: {names.get(i, 'a parameter of another model')}" for i in set(seen) - trainable
+    ]
     problems += [f"in {count} groups: {names.get(i, '?')}" for i, count in seen.items() if count > 1]
     if problems:
         raise UsageError(

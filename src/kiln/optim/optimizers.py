@@ -32,4 +32,6 @@ def adamw(
 
 def _fused(groups: Groups) -> bool:
     """Fused kernels exist for floating parameters on these devices; they also skip a bad step without waiting."""
-    return all(p.is_floating_point() and p.device.type in ("cpu", "cuda", "xpu", "mps") for g in groups for p in g["params"])
+    return all(
+        p.is_floating_point() and p.device.type in ("cpu", "cuda", "xpu", "mps") for g in groups for p in g["params"]
+    )

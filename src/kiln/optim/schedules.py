@@ -26,7 +26,7 @@ def cosine(total_steps: int, *, min_fraction: float = 0.0) -> Schedule:
     return factor
 
 
-def constant(total_steps: int, *, min_fraction: float = 0.0) -> Schedule:  # noqa: ARG001: one signature for all
+def constant(total_steps: int, *, min_fraction: float = 0.0) -> Schedule:  # noqa: ARG001 - one signature for all
     """1 at every step."""
     return lambda step: 1.0  # noqa: ARG005
 

@@ -7,9 +7,9 @@ from pathlib import Path
 
 from kiln.errors import ArtifactError, UsageError
 from kiln.names import RUNTIMES, load_object
-from kiln.runtimes.predictor import Predictor, Runtime
+from kiln.runtimes.predictor import BATCH_SIZE, Predictor, Runtime
 
-__all__ = ["MODEL_NAME", "Predictor", "Runtime", "load", "model_path"]
+__all__ = ["BATCH_SIZE", "MODEL_NAME", "Predictor", "Runtime", "load", "model_path"]
 
 MODEL_NAME = "model.safetensors"  # of the model that a run leaves in its folder
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 from pathlib import Path
@@ -18,6 +18,8 @@ from kiln.pixels import PixelContract, PixelError
 from kiln.tasks import Prediction, from_dict
 
 OneImage = str | os.PathLike[str] | bytes | Image.Image | NDArray[np.uint8]
+BATCH_SIZE = 32
+"""Images per forward pass, here and in every evaluation: the same size gives the same digits."""
 OnError = Literal["keep", "raise"]
 
 
@@ -74,7 +76,7 @@ class Predictor:
         return self.runtime.logits(np.ascontiguousarray(images))
 
     def predict(
-        self, images: OneImage | Iterable[OneImage], *, top_k: int = 1, batch_size: int = 32, on_error: OnError = "keep"
+        self, images: OneImage | Iterable[OneImage], *, top_k: int = 1, batch_size: int = BATCH_SIZE, on_error: OnError = "keep"
     ) -> list[Prediction]:
         """One prediction per image, in order.
 
@@ -93,15 +95,24 @@ class Predictor:
         return list(self.stream(images, top_k=top_k, batch_size=batch_size, on_error=on_error))  # type: ignore[arg-type]
 
     def stream(
-        self, images: Iterable[OneImage], *, top_k: int = 1, batch_size: int = 32, on_error: OnError = "keep"
+        self,
+        images: Iterable[OneImage | Callable[[], OneImage]],
+        *,
+        top_k: int = 1,
+        batch_size: int = BATCH_SIZE,
+        on_error: OnError = "keep",
+        workers: int | None = None,
     ) -> Iterator[Prediction]:
-        """Like `predict`, for more images than fit in memory: reads a batch, answers it, reads the next."""
+        """Like `predict`, for more images than fit in memory: reads a batch, answers it, reads the next.
+
+        An image may be a function that reads it, called in one of the `workers` threads.
+        """
         if top_k < 1 or batch_size < 1:
             raise UsageError("E102", f"top_k = {top_k}, batch_size = {batch_size}", expected="at least 1")
         if on_error not in ("keep", "raise"):
             raise UsageError("E101", f"on_error = {on_error!r}", got=str(on_error), choices=("keep", "raise"))
         remaining = iter(images)
-        with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as readers:
+        with ThreadPoolExecutor(max_workers=max(1, workers or min(8, os.cpu_count() or 1))) as readers:
             while chunk := list(islice(remaining, batch_size)):
                 read = list(readers.map(self._read, chunk))
                 if on_error == "raise":
@@ -119,9 +130,11 @@ class Predictor:
             else:
                 yield self.task.decode(next(rows), self.classes, top_k=top_k)
 
-    def _read(self, image: OneImage) -> NDArray[np.uint8] | str:
+    def _read(self, image: OneImage | Callable[[], OneImage]) -> NDArray[np.uint8] | str:
         """The model's input (H, W, C), or why there is none."""
         try:
+            if callable(image):
+                image = image()
             if isinstance(image, (str, os.PathLike)):
                 image = Path(image).read_bytes()
             elif isinstance(image, bytearray):

@@ -29,6 +29,7 @@ class TorchRuntime:
         file = model if isinstance(model, ModelFile) else read_model(model, trusted=trusted)
         self.device = str(target)
         self.classes, self.contract, self.task = file.classes, file.contract, file.task
+        self.model = file.model
         self._network = Normalized(file.model, file.spec.mean, file.spec.std).to(target).eval()
 
     def logits(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:

@@ -1,0 +1,29 @@
+"""The inside of an ordinary step: images through the model, outputs against targets."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from kiln.batch import Batch
+from kiln.engine.state import State
+from kiln.losses.contract import LossTerms, as_terms
+from kiln.models.outputs import main_and_auxiliary
+
+
+def supervised(loss: Callable[[Any, Any], Any]) -> Callable[[State, Batch], LossTerms]:
+    """Make a `forward_loss` of a loss `(outputs, targets)`.
+
+    Auxiliary outputs (inception_v3, googlenet) add their weighted loss, in training only.
+    """
+
+    def forward_loss(state: State, batch: Batch) -> LossTerms:
+        main, auxiliary = main_and_auxiliary(state.forward(batch.images))
+        terms = as_terms(loss(main, batch.targets), len(batch))
+        for weight, outputs in auxiliary:
+            terms = terms._replace(
+                values=terms.values + weight * as_terms(loss(outputs, batch.targets), len(batch)).values
+            )
+        return terms
+
+    return forward_loss

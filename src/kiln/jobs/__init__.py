@@ -1,0 +1,1 @@
+"""One verb each. Here a recipe becomes objects (`assemble.py`), and the objects do the work."""

@@ -1,0 +1,46 @@
+"""Training longer than was asked for at first: a logged decision, and one more piece of the map from step to rate."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from kiln.engine.state import State
+from kiln.optim.schedules import Schedule, constant
+from kiln.recipe.duration import Duration
+
+
+def extension(state: State, by: Duration, total_steps: int, steps_per_epoch: int) -> dict[str, Any]:
+    """The log entry of an extension that begins where the run stands."""
+    before = extended_schedule(constant(total_steps), total_steps, state.log)[0]
+    more = by.to_steps(steps_per_epoch=steps_per_epoch, total_steps=before)
+    state.stop_reason = None
+    return {"step": state.step, "what": "extended", "from_steps": before, "to_steps": before + more}
+
+
+def extended_schedule(schedule: Schedule, total_steps: int, log: Iterable[Mapping[str, Any]]) -> tuple[int, Schedule]:
+    """The length and the schedule of a run with its extensions.
+
+    What was left of the schedule when the extension was made is stretched over all steps then left, so the rate goes on
+    from where it was. A run that had ended goes on at its last rate.
+    """
+    for entry in log:
+        if entry["what"] == "extended":
+            schedule = _stretched(schedule, entry["step"], entry["from_steps"], entry["to_steps"])
+            total_steps = entry["to_steps"]
+    return total_steps, schedule
+
+
+def _stretched(schedule: Schedule, start: int, before: int, after: int) -> Schedule:
+    last = max(before - 1, 0)
+
+    def factor(step: int) -> float:
+        if step < start or after - start <= 1:
+            return schedule(min(step, last))
+        place = start + (step - start) * (last - start) / (after - 1 - start)
+        low = int(place)
+        share = place - low
+        low, high = min(low, last), min(low + 1, last)
+        return schedule(low) * (1 - share) + schedule(high) * share if start <= last else schedule(last)
+
+    return factor

@@ -1,0 +1,143 @@
+"""From "here are my images" to samples, targets and splits: what every verb that reads labelled data begins with."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kiln import tasks
+from kiln.data.audit import BadFile, check_headers
+from kiln.data.source import Source, open_source
+from kiln.data.split import Split, split_source
+from kiln.errors import DataError
+from kiln.recipe import Recipe
+
+Indices = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Intake:
+    """Labelled data, ready to train on.
+
+    Attributes:
+        source: the samples.
+        task: what their labels mean.
+        classes: names, in the order of the model's outputs.
+        targets: (N, ...) for every sample of the source.
+        split: indices of train, val and test.
+        notes: findings to print.
+    """
+
+    source: Source
+    task: tasks.Task
+    classes: tuple[str, ...]
+    targets: NDArray[Any]
+    split: Split
+    notes: tuple[str, ...]
+
+
+def open_recipe_source(recipe: Recipe, data: Any) -> Source:
+    """Open what a recipe (or an object given from Python) names."""
+    section = recipe.data
+    return open_source(
+        section.path if data is None else data,
+        root=section.root,
+        path_column=section.path_column,
+        label_column=section.label_column,
+        split_column=section.split_column,
+        group_column=section.group_column,
+        class_names=section.class_names,
+    )
+
+
+def take_in(recipe: Recipe, data: Any) -> Intake:
+    """Open the data of a training, tell its task and classes, and split it.
+
+    Raises: DataError: nothing to train on, wrong labels, too few classes.
+    """
+    source = open_recipe_source(recipe, data)
+    labels = source.labels
+    if labels is None:
+        raise DataError(
+            "E204", f"{source.where} has no labels", hint="class folders, or a table with columns path,label"
+        )
+    task = tasks.choose(labels, name=recipe.task.name, separator=recipe.task.separator)
+    classes = task.class_names(labels, source.class_names)
+    targets = task.encode(labels, classes, given=source.class_names)
+    split = split_source(
+        source,
+        task.strata(labels),
+        val_fraction=recipe.data.val_fraction,
+        test_fraction=recipe.data.test_fraction,
+        seed=recipe.training.seed,
+    )
+    if len(split.train) == 0:
+        raise DataError(
+            "E204", f"{source.where} has no training samples", hint="a folder called train, or fewer held out"
+        )
+    return Intake(
+        source, task, classes, targets, split, (*source.notes, *_split_notes(intake_labels=labels, split=split))
+    )
+
+
+def _split_notes(*, intake_labels: Sequence[str], split: Split) -> list[str]:
+    notes = []
+    if split.lent:
+        shown = ", ".join(split.lent[:5]) + (" ..." if len(split.lent) > 5 else "")
+        notes.append(f"{len(split.lent)} samples moved to validation so that no class is missing there: {shown}")
+    trained = {intake_labels[index] for index in split.train}
+    unseen = sorted({intake_labels[index] for index in (*split.val, *split.test)} - trained)
+    if unseen:
+        notes.append(f"labels that never occur in training: {', '.join(unseen[:10])}")
+    return notes
+
+
+def refuse_bad_headers(
+    source: Source, split: Split, *, max_pixels: int, max_bad_fraction: float, skip_bad: bool, workers: int
+) -> list[BadFile]:
+    """Check the header of every file before any time is spent on training.
+
+    Returns: what cannot be read, if that may be gone on with.
+    Raises: DataError: a validation or test file is bad (unless `skip_bad`), or too many training files are.
+    """
+    bad: list[BadFile] = []
+    for name, indices in (("train", split.train), ("val", split.val), ("test", split.test)):
+        found = check_headers(source, indices, max_pixels=max_pixels, workers=workers, split=name)
+        bad += found
+        if name == "train" and len(found) > max_bad_fraction * len(indices):
+            raise DataError(
+                "E206",
+                f"{len(found)} of {len(indices)} training files cannot be read",
+                expected=f"at most {max_bad_fraction:.1%} (data.max_bad_fraction)",
+                details=_listed(found),
+                hint="mend or remove them",
+            )
+        if name != "train" and found and not skip_bad:
+            raise DataError(
+                "E202",
+                f"{len(found)} of {len(indices)} {name} files cannot be read",
+                details=_listed(found),
+                hint="mend or remove them, or leave them out and have it said with --bad-files skip",
+            )
+    return bad
+
+
+def _listed(bad: Sequence[BadFile]) -> list[str]:
+    return [f"{file.key}: {file.detail}" for file in bad[:20]] + (
+        [f"... {len(bad) - 20} more"] if len(bad) > 20 else []
+    )
+
+
+def stem_of(data: Any) -> str:
+    """A short name for data: `photos/` and `photos.zip` are both `photos`."""
+    if isinstance(data, str | Path):
+        name = Path(data).resolve().name
+        for suffix in (".tar.gz", ".tar.bz2", ".tar.xz", ".tgz", ".zip", ".tar", ".csv", ".tsv", ".txt"):
+            name = name.removesuffix(suffix)
+        return name or "data"
+    return type(data).__name__.lower()

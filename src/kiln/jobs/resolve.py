@@ -1,0 +1,188 @@
+"""From what was asked to what is done: every `auto` becomes a value with its reason."""
+
+from __future__ import annotations
+
+import os
+import statistics
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from kiln import pixels
+from kiln.data.source import Source
+from kiln.engine.precision import fastest_precision
+from kiln.errors import DataError, UsageError
+from kiln.jobs.intake import Indices, Intake
+from kiln.models.device import device_note, resolve_device
+from kiln.recipe import Recipe
+from kiln.recipe.duration import Duration
+from kiln.recipe.recipe import FIELDS
+
+SMALL_PX = 64
+"""Images whose shorter side is at most this are small: our own small network suits them."""
+
+
+@dataclass
+class Settings:
+    """Values by field name, with the reasons of those that were decided. Remembers which were read."""
+
+    values: dict[str, Any]
+    reasons: dict[str, str] = field(default_factory=dict)
+    _read: set[str] = field(default_factory=set, repr=False)
+
+    def __getitem__(self, name: str) -> Any:
+        self._read.add(name)
+        return self.values[name]
+
+    def decide(self, name: str, value: Any, reason: str) -> None:
+        """Settle a field that was left to us."""
+        self.values[name] = value
+        self.reasons[name] = reason
+
+    def asks(self, name: str) -> bool:
+        """Whether a field is left to us."""
+        return self.values[name] == "auto"
+
+    def require_all_read(self) -> None:
+        """Hold that no setting was passed over.
+
+        Raises: UsageError: with the names of those that nothing read.
+        """
+        unread = sorted(set(self.values) - self._read)
+        if unread:
+            raise UsageError("E103", f"{len(unread)} settings have no effect here: {', '.join(unread)}")
+
+    def plain(self) -> dict[str, Any]:
+        """The values as YAML takes them."""
+        return {name: _plain(value) for name, value in self.values.items()}
+
+    @classmethod
+    def from_plain(cls, values: Mapping[str, Any], reasons: Mapping[str, str]) -> Settings:
+        """What `plain` gave, with durations and tuples as they were."""
+        return cls({name: _typed(name, value) for name, value in values.items()}, dict(reasons))
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Duration):
+        return str(value)
+    return [_plain(item) for item in value] if isinstance(value, tuple | list) else value
+
+
+def _typed(name: str, value: Any) -> Any:
+    default = FIELDS[name].default
+    if FIELDS[name].units and value is not None:
+        return tuple(map(Duration.parse, value)) if isinstance(value, list) else Duration.parse(value)
+    return tuple(value) if isinstance(default, tuple) and isinstance(value, list) else value
+
+
+def resolve(recipe: Recipe, intake: Intake, *, world_size: int = 1) -> Settings:
+    """Settle every field of a recipe for these data and this machine, by stated rules.
+
+    The model's own size, where `model.img_size` is `auto`, is settled when the model is made.
+    """
+    settings = Settings({name: recipe[name] for name in FIELDS})
+    _resolve_place(settings, world_size)
+    _resolve_model(settings, intake)
+    _resolve_batches(settings, intake)
+    _resolve_rates(settings)
+    settings.values["task.name"] = intake.task.name
+    if settings.asks("training.monitor"):
+        settings.decide("training.monitor", intake.task.monitor, "the task's own")
+    return settings
+
+
+def _resolve_place(settings: Settings, world_size: int) -> None:
+    device = resolve_device(settings.values["run.device"])
+    if settings.asks("run.device"):
+        settings.decide("run.device", str(device), "the accelerator, if there is one, else the CPU")
+    if note := device_note(device):
+        settings.reasons["run.device"] = note
+    if settings.asks("run.strategy"):
+        strategy = "ddp" if world_size > 1 else "single"
+        settings.decide("run.strategy", strategy, f"{world_size} process{'es' if world_size > 1 else ''}")
+    settings.values["run.processes"] = world_size
+    if settings.asks("run.memory_format"):
+        settings.decide("run.memory_format", "channels_last", "batches arrive that way, and convolutions are faster so")
+    if settings.asks("data.workers"):
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        settings.decide("data.workers", min(cores, 8), f"{cores} processor cores")
+
+
+def _resolve_model(settings: Settings, intake: Intake) -> None:
+    headers = sample_headers(intake.source, intake.split.train)
+    scratch = settings.values["model.weights"] == "none"
+    if settings.asks("data.channels"):
+        channels, reason = _channels(headers, scratch)
+        settings.decide("data.channels", channels, reason)
+    short_px = statistics.median(min(h.width, h.height) for h in headers) if headers else None
+    small = short_px is not None and short_px <= SMALL_PX
+    if settings.asks("model.name"):
+        name = "kiln/small_cnn" if small and scratch else "resnet18"
+        settings.decide(
+            "model.name", name, f"images of about {short_px:.0f} px" if short_px else "a usual first choice"
+        )
+    if (
+        settings.asks("model.img_size")
+        and small
+        and short_px is not None
+        and settings.values["model.name"].startswith("kiln/")
+    ):
+        size = max(16, -(-int(short_px) // 8) * 8)
+        settings.decide("model.img_size", size, f"the images' own size, {short_px:.0f} px, in steps of 8")
+    if settings.asks("training.precision"):
+        size = settings.values["model.img_size"]
+        if isinstance(size, int) and size <= SMALL_PX:
+            settings.decide("training.precision", "fp32", f"at {size} px, converting costs more than bf16 gains")
+        else:
+            settings.decide("training.precision", *fastest_precision(resolve_device(settings.values["run.device"])))
+
+
+def sample_headers(source: Source, indices: Indices, *, most: int = 64) -> list[pixels.Header]:
+    """Headers of some samples, evenly spread; none for sources that transform by themselves."""
+    if source.transformed:
+        return []
+    headers = []
+    for index in indices[:: max(1, len(indices) // most)]:
+        try:
+            headers.append(source.header(int(index)))
+        except (pixels.PixelError, DataError):
+            continue  # bad files are counted and named by the header check
+    return headers
+
+
+def _channels(headers: list[pixels.Header], scratch: bool) -> tuple[int, str]:
+    grey = bool(headers) and all(h.mode in ("1", "L", "I", "F", "LA") or h.mode.startswith("I;") for h in headers)
+    if grey and scratch:
+        return 1, "the images are grey"
+    return 3, "grey images, but the weights were made for colour" if grey else "the images are in colour"
+
+
+def _resolve_batches(settings: Settings, intake: Intake) -> None:
+    num_train = len(intake.split.train)
+    if settings.asks("training.batch_size"):
+        size = 32 if num_train < 5_000 else 64 if num_train < 20_000 else 128
+        settings.decide("training.batch_size", min(size, num_train), f"{num_train:,} training samples")
+    batch_size = settings.values["training.batch_size"]
+    if settings.asks("training.micro_batch_size"):
+        settings.decide("training.micro_batch_size", None, "the whole batch at once, halved when memory runs out")
+    if settings.asks("training.drop_last"):
+        whole, rest = divmod(num_train, batch_size)
+        drop = rest > 0 and (whole >= 10 or (whole >= 1 and rest == 1))
+        reason = (
+            f"{rest} of {num_train:,} samples sit out, others in each epoch" if drop else "few batches: none is spared"
+        )
+        settings.decide("training.drop_last", drop, reason)
+
+
+def _resolve_rates(settings: Settings) -> None:
+    name, scratch = settings.values["optim.name"], settings.values["model.weights"] == "none"
+    batch_size = settings.values["training.batch_size"]
+    start = "from scratch" if scratch else "from trained weights"
+    if settings.asks("optim.lr"):
+        if name == "sgd":
+            lr = (0.05 if scratch else 0.005) * batch_size / 64
+        else:
+            lr = (2e-3 if scratch else 2e-4) * (batch_size / 64) ** 0.5
+        settings.decide("optim.lr", float(f"{lr:.3g}"), f"{name}, {start}, batches of {batch_size}")
+    if settings.asks("optim.weight_decay"):
+        settings.decide("optim.weight_decay", 5e-4 if name == "sgd" else 0.05, f"usual for {name}")

@@ -1,0 +1,154 @@
+"""Telling how a training goes: a live bar on a terminal, plain lines elsewhere, nothing when asked to be quiet."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, TextIO
+
+from kiln.events import EpochDone, Evaluated, Event, Skipped, StepDone, Stopped
+from kiln.run import LOG
+
+REFRESH_SECONDS = 0.2
+
+
+def make(*, quiet: bool = False, json: bool = False) -> Progress:
+    """The progress for a call: quiet, or on stderr when stdout is kept for one JSON object."""
+    return Progress(sys.stderr if json else sys.stdout, quiet=quiet)
+
+
+class Progress:
+    """Consumes events and says in words what happens. Everything but the live line also goes to `log.txt`.
+
+    Args:
+        stream: where to write.
+        quiet: write only to `log.txt`.
+    """
+
+    def __init__(self, stream: TextIO, *, quiet: bool = False) -> None:
+        self.stream, self.quiet = stream, quiet
+        self._live = stream.isatty() and not quiet
+        self._log: TextIO | None = None
+        self._held: list[str] = []
+        self._shown_at, self._line_is_live = 0.0, False
+        self._began, self._first_step, self._samples = time.monotonic(), 0, 0
+        self._total_steps, self._steps_per_epoch, self._train_loss = 1, 1, float("nan")
+
+    def open_log(self, folder: Path) -> None:
+        """Keep what is said in the run's `log.txt` from now on, and what was said before."""
+        self._log = (folder / LOG).open("a", encoding="utf-8")
+        for line in self._held:
+            self._log.write(line + "\n")
+        self._held = []
+
+    def say(self, line: str) -> None:
+        """One line for people."""
+        if self._log is None:
+            self._held.append(line)
+        else:
+            self._log.write(line + "\n")
+            self._log.flush()
+        if not self.quiet:
+            self._clear()
+            self.stream.write(line + "\n")
+            self.stream.flush()
+
+    def start(self, *, total_steps: int, steps_per_epoch: int, first_step: int) -> None:
+        """The loop begins."""
+        self._total_steps, self._steps_per_epoch, self._first_step = total_steps, steps_per_epoch, first_step
+        self._began, self._samples = time.monotonic(), 0
+
+    def __call__(self, event: Event) -> None:
+        """Tell an event."""
+        match event:
+            case StepDone():
+                self._samples += event.num_samples
+                if self._live and time.monotonic() - self._shown_at > REFRESH_SECONDS:
+                    self._show(event)
+            case EpochDone():
+                self._train_loss = event.train_loss
+            case Evaluated():
+                self.say(self._evaluated(event))
+            case Skipped():
+                shown = ", ".join(map(str, event.indices[:10]))
+                self.say(f"step {event.step} skipped: {event.reason} (samples {shown or 'unknown'})")
+            case Stopped() if event.reason == "early_stop":
+                self.say(f"stopped early at step {event.step}: no better validation for as long as patience allows")
+            case _:
+                pass
+
+    def stop(self) -> None:
+        """Leave the terminal in order, and close the log."""
+        self._clear()
+        if self._log is not None:
+            self._log.close()
+            self._log = None
+
+    def _show(self, event: StepDone) -> None:
+        """The live line. Reading the loss waits for the device, so it is read only here, a few times a second."""
+        rate, eta = self._rate(), self._eta(event.step)
+        done = event.step / self._total_steps
+        bar = "█" * int(24 * done) + "░" * (24 - int(24 * done))
+        epoch = event.step / self._steps_per_epoch
+        line = (
+            f"{bar} {done:4.0%}  epoch {epoch:.2f}/{self._total_steps / self._steps_per_epoch:g}"
+            f"  loss {float(event.loss):.4f}  lr {event.lr:.2e}  {rate:,.0f} img/s  {eta} left"
+        )
+        width = _columns()
+        self.stream.write("\r\x1b[K" + line[: width - 1])
+        self.stream.flush()
+        self._shown_at, self._line_is_live = time.monotonic(), True
+
+    def _clear(self) -> None:
+        if self._line_is_live:
+            self.stream.write("\r\x1b[K")
+            self._line_is_live = False
+
+    def _evaluated(self, event: Evaluated) -> str:
+        total = self._total_steps / self._steps_per_epoch
+        shown = "  ".join(_metric(name, metric) for name, metric in _headline(event.metrics).items())
+        best = "  best" if event.is_best else ""
+        done = event.step / self._steps_per_epoch
+        loss = f"train loss {self._train_loss:.4f}  " if self._train_loss == self._train_loss else ""
+        return f"epoch {done:4.4g}/{total:g}  {loss}val {shown}  {self._rate():,.0f} img/s  {self._eta(event.step)} left{best}"
+
+    def _rate(self) -> float:
+        return self._samples / max(time.monotonic() - self._began, 1e-9)
+
+    def _eta(self, step: int) -> str:
+        taken = step - self._first_step
+        if not taken:
+            return "?"
+        return duration((time.monotonic() - self._began) / taken * (self._total_steps - step))
+
+
+def _headline(metrics: Mapping[str, Any]) -> dict[str, Any]:
+    """The first metric and the loss: what a line has room for."""
+    first = next(iter(metrics))
+    return {name: metrics[name] for name in dict.fromkeys((first, "loss")) if name in metrics}
+
+
+def _metric(name: str, metric: Any) -> str:
+    if metric.low is None:
+        return f"{name} {metric.value:.4f}"
+    return f"{name} {metric.value:.4f} ({metric.low:.3f} to {metric.high:.3f})"
+
+
+def _columns() -> int:
+    try:
+        return max(os.get_terminal_size().columns, 40)
+    except OSError:
+        return 120
+
+
+def duration(seconds: float) -> str:
+    """`45s`, `3m20s`, `2h05m`."""
+    seconds = int(seconds + 0.5)
+    if seconds < 60:
+        return f"{seconds}s"
+    if seconds < 3600:
+        return f"{seconds // 60}m{seconds % 60:02d}s"
+    return f"{seconds // 3600}h{seconds % 3600 // 60:02d}m"
