@@ -226,8 +226,9 @@ def _keys(dataset: Any, files: Sequence[str] | None) -> list[str]:
         keys = [os.path.relpath(path, root).replace(os.sep, "/") for path in files]
     else:
         indices: Sequence[int] = range(len(dataset))
-        while isinstance(dataset, Subset):
-            indices, dataset = [dataset.indices[index] for index in indices], dataset.dataset
+        whole = dataset
+        while isinstance(whole, Subset):
+            indices, whole = [whole.indices[index] for index in indices], whole.dataset
         keys = [f"{index:09d}" for index in indices]
     if len(set(keys)) < len(keys):
         raise DataError(

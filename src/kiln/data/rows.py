@@ -8,6 +8,7 @@ from __future__ import annotations
 import csv
 import io
 import itertools
+import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -137,13 +138,14 @@ def _read(text: str, separator: str, where: str = "") -> Iterator[tuple[int, lis
 
 
 def _read_blanks(text: str) -> Iterator[tuple[int, list[str]]]:
-    """Cells between blanks; only the first cell, the path, may hold blanks itself."""
-    width = 0
+    """Cells between blanks; the first cell may hold blanks itself if it ends like an image's name."""
     for number, line in enumerate(text.splitlines(), 1):
-        if not line.strip():
+        words = list(re.finditer(r"\S+", line))
+        if not words:
             continue
-        width = width or len(line.split())
-        yield number, [cell.strip().strip('"') for cell in line.strip().rsplit(None, max(width - 1, 1))]
+        last = next((place for place, word in enumerate(words) if is_image_name(word[0].strip('"'))), 0)
+        path = line[words[0].start() : words[last].end()]
+        yield number, [path.strip('"'), *(word[0].strip('"') for word in words[last + 1 :])]
 
 
 def _find_separator(text: str, where: str) -> str:

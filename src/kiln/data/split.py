@@ -238,7 +238,9 @@ def write_split_csv(
     text.write(f"# {json.dumps({'kind': KIND, 'version': VERSION})}\n")
     columns = [name for name in _COLUMNS if name != "fold" or folds is not None]
     columns = [name for name in columns if name != "group" or source.groups is not None]
-    writer = csv.writer(text, lineterminator="\n")
+    # Before Python 3.13 the writer leaves a carriage return unquoted, and a reader would end the row there.
+    quoting = csv.QUOTE_ALL if any("\r" in key for key in source.keys) else csv.QUOTE_MINIMAL
+    writer = csv.writer(text, lineterminator="\n", quoting=quoting)
     writer.writerow(columns)
     for index, key in enumerate(source.keys):
         row = {

@@ -164,7 +164,7 @@ class Folder:
         if self._scanned:
             return self.entries.get(name)
         try:
-            status = os.stat(os.path.join(self.where, name))
+            status = os.stat(name if os.path.isabs(name) else f"{self.where}/{name}")
         except (OSError, ValueError):  # ValueError: a NUL byte in the name
             return None
         return _entry(status) if stat.S_ISREG(status.st_mode) else None

@@ -43,9 +43,12 @@ def tables_in(storage: Storage) -> list[TableFile]:
 
     Raises: DataError: several tables, and no name tells which is meant.
     """
-    wrapper = wrapping_folder(storage.entries)
-    top = [name for name in storage.entries if name.startswith(wrapper) and "/" not in name[len(wrapper) :]]
-    tables = sorted(name for name in top if _may_be_table(name))
+    wrapper = wrapping_folder(name for name in storage.entries if is_image_name(name))
+    folders = ["", *(wrapper[: place + 1] for place, letter in enumerate(wrapper) if letter == "/")]
+    tables: list[str] = []
+    for folder in folders:
+        top = (name for name in storage.entries if name.startswith(folder) and "/" not in name[len(folder) :])
+        tables = tables or sorted(name for name in top if _may_be_table(name))
     named = {name: split for name in tables if (split := _split_in(name))}
     if not named and len(tables) > 1:
         raise DataError(
@@ -55,7 +58,11 @@ def tables_in(storage: Storage) -> list[TableFile]:
             hint="give the table itself, or call them train.csv, val.csv, test.csv",
         )
     chosen = named or dict.fromkeys(tables)
-    return [TableFile(name, storage.read(name), wrapper, split) for name, split in chosen.items()]
+    return [TableFile(name, storage.read(name), _folder_of(name), split) for name, split in chosen.items()]
+
+
+def _folder_of(name: str) -> str:
+    return name[: name.rfind("/") + 1]
 
 
 def _may_be_table(name: str) -> bool:
@@ -247,6 +254,11 @@ class _Reading:
 
 def _find(storage: Storage, folder: str, name: str) -> tuple[str, Entry] | None:
     """The file that a table's name means: as written, or in another spelling of the same name."""
+    exact = folder + name
+    if name and "./" not in exact and "//" not in exact and name[0] != "/":  # most rows: one question, no generator
+        entry = storage.find(exact)
+        if entry is not None:
+            return exact, entry
     for spelling in _spellings(folder, storage.where, name):
         entry = storage.find(spelling)
         if entry is not None:
@@ -255,7 +267,7 @@ def _find(storage: Storage, folder: str, name: str) -> tuple[str, Entry] | None:
 
 
 def _spellings(folder: str, where: str, name: str) -> Iterator[str]:
-    """Spellings of a name, likeliest first: most rows need only the first."""
+    """Spellings of a name, likeliest first."""
     if not name:
         return
     if name.startswith(where + "/"):
