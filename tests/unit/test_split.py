@@ -136,13 +136,22 @@ def test_an_only_member_trains_and_that_is_noted():
         assert split.notes == ("1 class too small to validate: 'rare'",)
 
 
+def test_a_cut_test_split_leaves_no_class_untrained():
+    for seed in range(20):
+        source = source_of(["only", *(f"{i}" for i in range(20))], ["rare", *["common"] * 20])
+        split = split_source(source, source.labels, val_fraction=0, test_fraction=0.5, seed=seed)
+        assert where(source, split)["only"] == "train"
+        assert split.notes == ()
+        assert set(split.lent) <= {"only"}
+
+
 def test_groups_stay_together():
     keys = [f"{i:03d}" for i in range(300)]
     source = source_of(keys, [f"c{i % 3}" for i in range(300)], groups=[f"g{i // 7}" for i in range(300)])
     split = split_source(source, source.labels, val_fraction=0.3, test_fraction=0.2)
     parts = [{source.groups[i] for i in part} for part in split.parts().values()]
     assert all(parts)
-    assert not (parts[0] & parts[1] or parts[0] & parts[2] or parts[1] & parts[2])
+    assert sum(map(len, parts)) == len(set().union(*parts)) == 43
     empty = source_of(keys, groups=[""] * 300)
     assert len(split_source(empty, empty.labels).val) > 10  # no group is not one group
 

@@ -136,7 +136,7 @@ def test_root_absolute_windows_and_unicode_names(tmp_path):
     assert rows_of(source) == {"x/a.png": "1", "x/cafe\u0301.png": "2", "x/\u00e9.png": "3"}
     table.write_text("path,label\n../images/x/a.png,1\n", encoding="utf-8")
     assert rows_of(open_source(table)) == {"../images/x/a.png": "1"}
-    with pytest.raises(DataError, match="root = .* is no folder, zip or tar"):
+    with pytest.raises(DataError, match=r"root = .* is no folder, zip or tar"):
         open_source(table, root=tmp_path / "nowhere")
 
 

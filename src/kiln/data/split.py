@@ -89,7 +89,7 @@ def split_source(
     pool = np.flatnonzero(given == "train")
     units = _Units(source, class_of, pool, seed)
     where = np.select([units.hashes < val_fraction, units.hashes < val_fraction + test_fraction], [1, 2], default=0)
-    moved, too_small = units.fill(where) if val_fraction else ([], [])
+    moved, too_small = units.fill(where, lend=val_fraction > 0)
     notes = [f"{counted(len(too_small), 'class')} too small to validate: {shown(too_small)}"] if too_small else []
     part = np.array(SPLITS)[where][units.unit_of]  # (P,)
     given[pool] = part
@@ -164,8 +164,8 @@ class _Units:
         """Places in the pool of the samples of a unit."""
         return np.flatnonzero(self.unit_of == unit)
 
-    def fill(self, where: NDArray[np.int64]) -> tuple[list[int], list[str]]:
-        """Change `where` (0 train, 1 val, 2 test) in place so that every class trains and, if it can, validates.
+    def fill(self, where: NDArray[np.int64], *, lend: bool) -> tuple[list[int], list[str]]:
+        """Change `where` (0 train, 1 val, 2 test) in place so that every class trains and, with `lend`, validates.
 
         Returns: the units that moved, and the classes that cannot validate because nothing would be left to train.
         """
@@ -187,7 +187,7 @@ class _Units:
                 move(max(self._of_class[name], key=lambda unit: (where[unit] == 1, self.hashes[unit])), 0)
         too_small = []
         for name in sorted(self._of_class):
-            if not counts[name, 1]:
+            if lend and not counts[name, 1]:
                 lender = next(filter(can_leave, self._of_class[name]), None)
                 if lender is None:
                     too_small.append(name)
