@@ -14,6 +14,7 @@ import pickle
 import subprocess
 import sys
 import tempfile
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -141,9 +142,13 @@ def _read(source: Path) -> Any:
     torch.serialization.add_safe_globals([argparse.Namespace])
     _limit(source.stat().st_size)
     try:
-        return torch.load(source, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about the protocol of the pickle; what matters follows as an error
+            return torch.load(source, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         text = _first_sentence(error)
+        if "Unsupported operand" in text and _first_byte(source) == b"\x80":  # a pickle, but not by torch.save
+            raise _Refused(CODE, f"a pickle that torch did not write ({text})") from error
         asks_for_code = any(word in text for word in ("GLOBAL", "class", "function", "instantiate", "REDUCE", "BUILD"))
         raise _Refused(CODE if asks_for_code else DAMAGED, text) from error
     except MemoryError as error:
@@ -155,6 +160,11 @@ def _read(source: Path) -> Any:
         if "can't allocate" in text or "not enough memory" in text:
             raise _Refused(TOO_BIG, text) from error
         raise _Refused(DAMAGED, f"{type(error).__name__}: {text}") from error
+
+
+def _first_byte(path: Path) -> bytes:
+    with path.open("rb") as file:
+        return file.read(1)
 
 
 def _first_sentence(error: BaseException) -> str:
@@ -208,8 +218,8 @@ def _main(source: Path, target: Path) -> int:
     except LookupError as error:
         sys.stdout.write(str(error))
         return NO_WEIGHTS
-    except (ResourceError, MemoryError) as error:
-        sys.stdout.write(str(error).splitlines()[0] if str(error) else "out of memory")
+    except (ResourceError, MemoryError, RuntimeError) as error:  # torch reports a failed allocation as RuntimeError
+        sys.stdout.write(_first_sentence(error))
         return TOO_BIG
     return 0
 

@@ -121,11 +121,11 @@ def read_model(path: str | Path, *, trusted: Sequence[str] = ()) -> ModelFile:
     path = Path(path)
     header = read_header(path)
     digest = verify_seal(path)
+    spec, contract, classes = _described(header, path)
     try:
         tensors = safetensors.torch.load_file(path)
     except (SafetensorError, ValueError, OSError) as error:
         raise ArtifactError("E307", f"{path} is damaged: {error}", hint=ANOTHER_COPY) from error
-    spec, contract, classes = _described(header, path)
     refuse_nan(tensors, str(path))
     _check_plausible(spec, tensors, path)
     try:

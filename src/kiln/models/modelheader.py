@@ -10,6 +10,7 @@ from kiln.errors import ArtifactError
 
 KIND, VERSION = "kiln-model", 1
 METADATA_KEY = "kiln"
+MAX_TENSORS = 50_000  # the largest networks of timm have a few thousand
 MAX_HEADER_BYTES = 32 << 20  # 100,000 classes and 10,000 tensors stay below 5 MiB
 
 
@@ -61,4 +62,6 @@ def _safetensors_header(path: Path) -> dict[str, Any]:
         raise ArtifactError("E303", f"{path}: no such file") from error
     except (OSError, ValueError, RecursionError):
         return {}
+    if isinstance(found, dict) and len(found) > MAX_TENSORS:
+        raise ArtifactError("E307", f"{path} lists {len(found):,} tensors", expected=f"at most {MAX_TENSORS:,}")
     return found if isinstance(found, dict) else {}
