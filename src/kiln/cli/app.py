@@ -16,7 +16,9 @@ Device = Annotated[
     str, typer.Option("--device", help="Device to compute on: auto, cpu, cuda, mps, xpu.", metavar="NAME")
 ]
 BatchSize = Annotated[int | None, typer.Option("-b", "--batch-size", help="Images per step.", metavar="N", min=1)]
-Workers = Annotated[int | None, typer.Option("-j", "--workers", help="Processes that decode.", metavar="N", min=0)]
+Workers = Annotated[
+    int | None, typer.Option("-j", "--workers", help="Workers that read and decode.", metavar="N", min=0)
+]
 Runtime = Annotated[str, typer.Option("--runtime", help="What computes: auto, torch, onnx.", metavar="NAME")]
 Trust = Annotated[
     list[str] | None,

@@ -9,7 +9,7 @@ import typer
 
 from kiln.cli.app import BatchSize, Device, Json, ModelArgument, Runtime, Trust, Workers, flags_from_keys, run_command
 from kiln.cli.outcome import describe_metric
-from kiln.cli.show import say, say_json, table
+from kiln.cli.show import note, say, say_json, table
 from kiln.names import VERBS, load_object
 
 KEYS = {
@@ -50,6 +50,8 @@ def evaluate(
         model, data, split=split, batch_size=batch_size, workers=workers, device=device,
         bad_files=bad_files, runtime=runtime, trust=tuple(trust or ()), output=output,
     )  # fmt: skip
+    for line in measured.get("notes", ()):
+        note(line)
     if json:
         say_json(measured)
         return
@@ -61,20 +63,24 @@ def evaluate(
 
 
 def _tell(measured: Mapping[str, Any]) -> None:
-    """The metrics one a line, then the classes as a table."""
-    per_class = measured.get("per_class")
-    if isinstance(per_class, Sequence) and per_class:
-        shown = [row for row in per_class if isinstance(row, Mapping)][:MOST_CLASSES_SHOWN]
-        columns = list(dict.fromkeys(key for row in shown for key in row))
-        table(columns, [[row.get(column) for column in columns] for row in shown])
-        if len(per_class) > len(shown):
-            say(f"... {len(per_class) - len(shown)} further classes: --json or --output has them all")
+    """The classes as a table, then the metrics one a line."""
+    rows = [row for row in measured.get("per_class", ()) if isinstance(row, Mapping)]
+    if rows:
+        columns = [name for name in rows[0] if not name.endswith(("_low", "_high"))]
+        table(columns, [[_with_interval(row, column) for column in columns] for row in rows[:MOST_CLASSES_SHOWN]])
+        if len(rows) > MOST_CLASSES_SHOWN:
+            say(f"... {len(rows) - MOST_CLASSES_SHOWN} further classes: --json or --output has them all")
         say()
-    intervals = measured.get("intervals") or {}
     for name, value in measured.items():
         if isinstance(value, float):
-            low, high = intervals.get(name) or (None, None)
+            low, high = measured["intervals"].get(name, (None, None))
             say(describe_metric(name, {"value": value, "low": low, "high": high}))
-    if "n" in measured:
-        skipped = f" ({measured['skipped']:,} unreadable, not counted)" if measured.get("skipped") else ""
-        say(f"n {measured['n']:,}{skipped}")
+    skipped = f" ({measured['skipped']:,} unreadable, not counted)" if measured.get("skipped") else ""
+    say(f"samples {measured['n']:,}{skipped}")
+
+
+def _with_interval(row: Mapping[str, Any], column: str) -> Any:
+    value, low, high = (row.get(name) for name in (column, f"{column}_low", f"{column}_high"))
+    if not isinstance(value, float):
+        return value
+    return f"{value:.3f}" if low is None or high is None else f"{value:.3f} ({low:.3f} to {high:.3f})"

@@ -47,8 +47,9 @@ def tell_outcome(summary: Mapping[str, Any], *, json: bool) -> None:
 
 
 def describe_metrics(metrics: Mapping[str, Any]) -> str:
-    """Metrics of one split on one line: `accuracy 97.2 % (95.8 to 98.2), loss 0.104, n 360`."""
-    parts = [describe_metric(name, metric) for name, metric in metrics.items()]
+    """The first metric of a split and the loss on one line: `accuracy 97.2 % (95.8 to 98.2), loss 0.104, n 360`."""
+    headline = [name for name in dict.fromkeys([*list(metrics)[:1], "loss"]) if name in metrics]
+    parts = [describe_metric(name, metrics[name]) for name in headline]
     counts = [metric["n"] for metric in metrics.values() if isinstance(metric, Mapping) and "n" in metric]
     return ", ".join(parts + ([f"n {max(counts):,}"] if counts else []))
 

@@ -68,11 +68,12 @@ def predict(
 def _tell(rows: Sequence[Mapping[str, Any]]) -> None:
     """A table on the screen; all rows where the output goes to a file or another program."""
     shown = rows[:MOST_ROWS_SHOWN] if sys.stdout.isatty() else rows
-    columns = [
-        name
-        for name in dict.fromkeys(key for row in shown for key in row)
-        if any(row.get(name) is not None for row in shown)
+    present = [
+        key
+        for key in dict.fromkeys(key for row in shown for key in row)
+        if any(row.get(key) is not None for row in shown)
     ]
+    columns = sorted(present, key=lambda name: name == "error")  # the reason last: it is long
     if columns:
         table(columns, [[_shown(row.get(column)) for column in columns] for row in shown])
     if len(shown) < len(rows):

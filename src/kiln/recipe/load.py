@@ -81,7 +81,7 @@ def _loader() -> Any:
             """Refuse references: a few lines of them can stand for gigabytes."""
             if self.check_event(yaml.AliasEvent):
                 mark = self.peek_event().start_mark
-                raise yaml.composer.ComposerError(None, None, "a recipe takes no references (*name)", mark)
+                raise yaml.MarkedYAMLError(None, None, "a recipe takes no references (*name)", mark)
             return super().compose_node(parent, index)
 
     def mapping(loader: Any, node: Any) -> dict[str, Any]:
