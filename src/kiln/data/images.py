@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
 from kiln import pixels
 from kiln.data.source import Source
@@ -17,7 +18,7 @@ NUM_CROP_DRAWS = 4
 """Area, aspect ratio, x and y."""
 
 
-class BadSample(Exception):  # noqa: N818: an event that the loader counts, not a fault of the program
+class BadSample(Exception):  # noqa: N818 - an event that the loader counts, not a fault of the program
     """A sample that cannot be read; `reason` is one of `kiln.pixels.PixelError.reason`."""
 
     def __init__(self, reason: str, detail: str) -> None:
@@ -101,15 +102,17 @@ class RandomCropImages:
         try:
             if isinstance(item, bytes):
                 smallest = int(max(contract.height, contract.width) / self.scale[0] ** 0.5) + 1
-                item = pixels.decode(
+                item = pixels.decode_image(
                     item, channels=contract.channels, max_pixels=contract.max_pixels, at_least_px=smallest
                 )
             elif item.shape[2] != contract.channels:
-                item = contract.apply(item)
-            box = self._box(item.shape[1], item.shape[0], draws)
+                return contract.apply(item)  # says what is wrong with it
+            width, height = item.size if isinstance(item, Image.Image) else (item.shape[1], item.shape[0])
+            box = self._box(width, height, draws)
             if contract.resize == "pad":
                 left, top, right, bottom = (round(edge) for edge in box)
-                return contract.apply(item[top : max(bottom, top + 1), left : max(right, left + 1)])
+                whole = np.asarray(item).reshape(height, width, contract.channels)
+                return contract.apply(whole[top : max(bottom, top + 1), left : max(right, left + 1)])
             return pixels.resize(item, self.shape[:2], interpolation=contract.interpolation, box=box)
         except pixels.PixelError as error:
             raise BadSample(error.reason, str(error)) from error

@@ -67,7 +67,7 @@ def take_in(recipe: Recipe, data: Any) -> Intake:
             "E204", f"{source.where} has no labels", hint="class folders, or a table with columns path,label"
         )
     task = tasks.choose(labels, name=recipe.task.name, separator=recipe.task.separator)
-    classes = task.class_names(labels, source.class_names)
+    classes = _class_names(task, source, labels)
     targets = task.encode(labels, classes, given=source.class_names)
     split = split_source(
         source,
@@ -80,18 +80,25 @@ def take_in(recipe: Recipe, data: Any) -> Intake:
         raise DataError(
             "E204", f"{source.where} has no training samples", hint="a folder called train, or fewer held out"
         )
-    return Intake(
-        source, task, classes, targets, split, (*source.notes, *_split_notes(intake_labels=labels, split=split))
-    )
+    return Intake(source, task, classes, targets, split, (*source.notes, *_split_notes(labels, split)))
 
 
-def _split_notes(*, intake_labels: Sequence[str], split: Split) -> list[str]:
-    notes = []
+def _class_names(task: tasks.Task, source: Source, labels: Sequence[str]) -> tuple[str, ...]:
+    try:
+        return task.class_names(labels, source.class_names)
+    except DataError as error:
+        if error.code == "E203" and "" in labels:
+            source.require_labels()  # the same fault, with the rows of the table
+        raise
+
+
+def _split_notes(labels: Sequence[str], split: Split) -> list[str]:
+    notes = list(split.notes)
     if split.lent:
         shown = ", ".join(split.lent[:5]) + (" ..." if len(split.lent) > 5 else "")
-        notes.append(f"{len(split.lent)} samples moved to validation so that no class is missing there: {shown}")
-    trained = {intake_labels[index] for index in split.train}
-    unseen = sorted({intake_labels[index] for index in (*split.val, *split.test)} - trained)
+        notes.append(f"{len(split.lent)} samples changed sides so that each class trains and validates: {shown}")
+    trained = {labels[index] for index in split.train}
+    unseen = sorted({labels[index] for index in (*split.val, *split.test)} - trained)
     if unseen:
         notes.append(f"labels that never occur in training: {', '.join(unseen[:10])}")
     return notes
