@@ -32,8 +32,11 @@ file, and that than flags. Unknown fields are refused with the closest name, wro
 settings that contradict each other or have no effect, all at once. In Python:
 
 ```python
-recipe = kiln.Recipe.load("mine.yaml").with_(training={"epochs": 5})
-run = kiln.train("photos/", recipe=recipe)
+import kiln
+
+recipe = kiln.Recipe(training={"epochs": "20ep"}).override({"optim.lr": 1e-3})
+recipe.save("mine.yaml")
+shorter = kiln.Recipe.load("mine.yaml").with_(training={"epochs": 5})  # then: kiln.train("photos/", recipe=shorter)
 ```
 
 Files are read as YAML 1.2: `1e-4` is a number, `no` and `off` are words, a key given twice is an error, and no tag can
