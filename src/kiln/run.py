@@ -235,10 +235,7 @@ def locked(folder: Path) -> Iterator[None]:
         yield
 
 
-def newest_unfinished(output: Path, name: str | None) -> Path | None:
-    """The run that `--resume auto` means: the one called `name`, else the newest in `output` that is not done."""
-    folders = [output / name] if name else list(output.iterdir()) if output.is_dir() else []
-    runs = [folder for folder in folders if (folder / STATUS).is_file() and (folder / RECIPE).is_file()]
-    if name is None:
-        runs = [folder for folder in runs if read_json(folder / STATUS, kind="status")["state"] != DONE]
-    return max(runs, key=lambda folder: (folder / STATUS).stat().st_mtime_ns, default=None)
+def runs_in(output: Path) -> list[Run]:
+    """The runs in a folder, newest first."""
+    folders = [path for path in output.iterdir() if (path / RECIPE).is_file()] if output.is_dir() else []
+    return [Run(path) for path in sorted(folders, key=lambda path: (path / RECIPE).stat().st_mtime_ns, reverse=True)]

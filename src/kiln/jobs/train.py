@@ -41,8 +41,8 @@ from kiln.run import (
     Run,
     locked,
     new_folder,
-    newest_unfinished,
     read_yaml,
+    runs_in,
     set_status,
     write_json,
     write_yaml,
@@ -121,12 +121,22 @@ def _stem(data: Any, model: str) -> str:
 
 
 def _folder_to_resume(resume: str | os.PathLike[str] | None, recipe: Recipe) -> Path | None:
-    if resume == "auto":
-        return newest_unfinished(Path(recipe.run.output), recipe.run.name)
+    """The run to go on with. `auto` is the run of that name, else the newest of the same recipe and data, if any."""
     if resume is None:
         return None
-    path = Path(resume)
-    return Run(path.parent.parent if path.parent.name == "checkpoints" else path).path
+    if resume != "auto":
+        path = Path(resume)
+        return Run(path.parent.parent if path.parent.name == "checkpoints" else path).path
+    output = Path(recipe.run.output)
+    if recipe.run.name is not None:
+        folder = output / recipe.run.name
+        return folder if (folder / RECIPE).is_file() else None
+    return next((run.path for run in runs_in(output) if _is_same(run.recipe, recipe)), None)
+
+
+def _is_same(a: Recipe, b: Recipe) -> bool:
+    places = [os.path.realpath(recipe.data.path) if recipe.data.path else None for recipe in (a, b)]
+    return places[0] == places[1] and not a.differences(b).keys() - Recipe.how_fields()
 
 
 def _start(recipe: Recipe, data: Any, progress: Progress) -> Run:
