@@ -33,7 +33,7 @@ def digits() -> Recipe:
     """Small grey handwriting, as `kiln demo` trains it: no mirroring, because a mirrored 2 is no digit."""
     return Recipe().with_(
         data={"channels": 1, "test_fraction": 0.2},
-        model={"name": "kiln/small_cnn", "img_size": 32},
+        model={"name": "kiln/small_cnn", "img_size": 16},
         augment={"crop_scale": (0.8, 1.0), "hflip": 0.0},
         optim={"lr": 3e-3},
         training={"epochs": "15ep", "batch_size": 64},

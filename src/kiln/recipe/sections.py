@@ -93,7 +93,7 @@ class Data(Section):
         "auto", "Image channels: 3 for colour, 1 for grey, auto for what the data has."
     )
     resize: Literal["crop", "pad", "stretch"] = option("crop", "How an image is brought to the model's square.")
-    workers: Auto | CountInt = option("auto", "Processes that decode images; 0 decodes in the main process.", how=True)
+    workers: Auto | CountInt = option("auto", "Threads that decode images; 0 decodes in the main thread.", how=True)
     prefetch: PositiveInt = option(4, "Batches to prepare ahead of the device.", how=True)
 
 
