@@ -5,6 +5,7 @@ import http.server
 import json
 import threading
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 import torch
@@ -108,8 +109,8 @@ def test_pretrained_weights_that_do_not_fit_are_refused(caches, published):
 class Hub(http.server.BaseHTTPRequestHandler):
     """A hub with one repository: HEAD and GET of its files by the addresses that the client uses."""
 
-    files: dict[str, bytes] = {}  # noqa: RUF012: set per test
-    asked: list[str] = []  # noqa: RUF012
+    files: ClassVar[dict[str, bytes]] = {}
+    asked: ClassVar[list[str]] = []
 
     def do_HEAD(self):
         self.reply(body=False)

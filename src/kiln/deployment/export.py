@@ -22,7 +22,7 @@ from kiln.models.modelheader import METADATA_KEY
 from kiln.models.normalize import Normalized
 from kiln.models.seal import OPEN_SEAL, seal, write_atomically
 from kiln.random import Purpose, bits
-from kiln.runtimes.onnx import KIND, VERSION, OnnxRuntime
+from kiln.runtimes.onnx import KIND, STANDARD_DOMAINS, VERSION, OnnxRuntime
 
 TOLERANCE = 1e-4  # of logits, against the largest of them or 1
 PROTOBUF_LIMIT = 2**31 - 1
@@ -97,6 +97,9 @@ def _trace(network: Normalized, file: ModelFile, opset: int | None) -> Any:
     if program is None:
         raise UsageError("E102", f"{file.spec.name}: the exporter returned nothing")
     proto = program.model_proto
+    written = next(entry.version for entry in proto.opset_import if entry.domain in STANDARD_DOMAINS)
+    if opset is not None and written != opset:
+        raise UsageError("E102", f"opset = {opset}: the exporter wrote opset {written} instead", expected="18 or newer")
     _drop_traces(proto)
     if proto.ByteSize() > PROTOBUF_LIMIT:
         raise UsageError("E102", f"{file.spec.name} is {proto.ByteSize():,} bytes", expected="below 2 GiB: one file")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -54,28 +54,47 @@ def costs_of(model: nn.Module, *, channels: int, img_size: int) -> Costs:
         channels: of the image.
         img_size: height and width in pixels.
     """
-    shape = (channels, img_size, img_size)
-    layers, flops = _forward_costs(model, shape)
+    network, run = _runnable(model, (channels, img_size, img_size))
+    layers, flops = _forward_costs(network, run)
     parameters = sum(parameter.numel() for parameter in model.parameters())
-    return Costs(tuple(layers), parameters, flops, _activation_bytes(model, shape))
+    return Costs(tuple(layers), parameters, flops, _activation_bytes(network, run))
 
 
-def _run(model: nn.Module, shape: tuple[int, int, int], count: int) -> Any:
-    """A forward pass on the meta device, or for real on a copy where tensors outside the state make that impossible."""
+@dataclass(frozen=True)
+class _Run:
+    """A forward pass of so many images, and the tensors that are the network's own."""
+
+    forward: Callable[[int], Any]
+    own: tuple[Tensor, ...]
+
+
+def _runnable(model: nn.Module, shape: tuple[int, int, int]) -> tuple[nn.Module, _Run]:
+    """The network on the meta device; a copy that runs for real where tensors outside its state make that impossible."""
     tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
     empty = {name: value.detach().to("meta").requires_grad_(value.requires_grad) for name, value in tensors.items()}
-    try:
+
+    def on_meta(count: int) -> Any:
         return functional_call(model, empty, (torch.empty(count, *shape, device="meta"),))
+
+    try:
+        with mode(model, training=False), torch.no_grad():
+            on_meta(1)
     except SHAPE_ERRORS:
-        with torch.random.fork_rng(devices=[]):
-            return copy.deepcopy(model).cpu()(torch.zeros(count, *shape))
+        twin = copy.deepcopy(model).cpu()
+
+        def for_real(count: int) -> Any:
+            with torch.random.fork_rng(devices=[]):
+                return twin(torch.zeros(count, *shape))
+
+        return twin, _Run(for_real, (*twin.parameters(), *twin.buffers()))
+    return model, _Run(on_meta, tuple(empty.values()))
 
 
-def _forward_costs(model: nn.Module, shape: tuple[int, int, int]) -> tuple[list[Layer], int]:
+def _forward_costs(network: nn.Module, run: _Run) -> tuple[list[Layer], int]:
     counter = FlopCounterMode(display=False)
     math_only = sdpa_kernel(SDPBackend.MATH)  # the fused attention kernels of the CPU are not counted
-    with mode(model, training=False), torch.no_grad(), _watched(model) as layers, math_only, counter:
-        _run(model, shape, 1)
+    with mode(network, training=False), torch.no_grad(), _watched(network) as layers, math_only, counter:
+        run.forward(1)
     return layers, counter.get_total_flops()
 
 
@@ -103,14 +122,16 @@ def _watched(model: nn.Module) -> Iterator[list[Layer]]:
             handle.remove()
 
 
-def _activation_bytes(model: nn.Module, shape: tuple[int, int, int]) -> int:
-    kept: dict[int, Tensor] = {}  # storages by identity; holding the tensors keeps identities unique
+def _activation_bytes(network: nn.Module, run: _Run) -> int:
+    own = {tensor.untyped_storage()._cdata for tensor in run.own}
+    kept: dict[int, Tensor] = {}  # by storage, so that views count once; holding the tensors keeps identities unique
 
     def save(tensor: Tensor) -> Tensor:
-        if not isinstance(tensor, nn.Parameter) and not (tensor.is_leaf and tensor.requires_grad):
-            kept.setdefault(tensor.untyped_storage()._cdata, tensor)  # all but parameters
+        storage = tensor.untyped_storage()._cdata
+        if storage not in own:
+            kept.setdefault(storage, tensor)
         return tensor
 
-    with mode(model, training=True), saved_tensors_hooks(save, lambda tensor: tensor):
-        main_and_auxiliary(_run(model, shape, 2))
+    with mode(network, training=True), saved_tensors_hooks(save, lambda tensor: tensor):
+        main_and_auxiliary(run.forward(2))
     return sum(tensor.untyped_storage().nbytes() for tensor in kept.values()) // 2
