@@ -117,7 +117,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
         held[name] = data
     try:
         tensors = {
-            f"{name.removesuffix('.safetensors')}/{key}": tensor
+            "/".join(filter(None, (name.removesuffix(".safetensors"), key))): tensor
             for name, data in held.items()
             if name.endswith(".safetensors")
             for key, tensor in load_tensors(data).items()

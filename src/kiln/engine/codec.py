@@ -20,43 +20,72 @@ def encode(tree: Any) -> tuple[Any, dict[str, Tensor]]:
     """Split a tree of dicts, lists, tuples, numbers, strings, None, arrays and tensors.
 
     Returns: the JSON skeleton, and contiguous copies of the tensors on the CPU, safe from later changes.
-    Raises: ArtifactError: a leaf of another type; the message names its place.
+    Raises: ArtifactError: a leaf of another type, or two tensors of one name; the message names the place.
     """
-    tensors: dict[str, Tensor] = {}
-    return _encode(tree, "", tensors), tensors
+    found: dict[str, Tensor] = {}
+    skeleton = _encode(tree, "", found)
+    return skeleton, {name: tensor.to("cpu", copy=True).contiguous() for name, tensor in found.items()}
 
 
-def _encode(value: Any, place: str, tensors: dict[str, Tensor]) -> Any:
+def require_encodable(tree: Any) -> None:
+    """Hold, without copying a tensor, that `encode` would take a tree.
+
+    Raises: ArtifactError: as `encode`.
+    """
+    _encode(tree, "", {})
+
+
+def _encode(value: Any, place: str, found: dict[str, Tensor]) -> Any:
     if isinstance(value, Tensor | np.ndarray):
         name = place or "value"
-        is_array = isinstance(value, np.ndarray)
-        tensor = torch.from_numpy(value) if is_array else value.detach()
-        tensors[name] = tensor.to("cpu", copy=True).contiguous()
-        return {"$array" if is_array else "$tensor": name}
+        if name in found:
+            raise ArtifactError("E306", f"two tensors of the state are both called {name}", expected="keys without /")
+        found[name] = _kept(value, name)
+        return {"$array" if isinstance(value, np.ndarray) else "$tensor": name}
     if isinstance(value, dict):
         _check_keys(value, place)
-        return {key: _encode(item, f"{place}/{key}" if place else key, tensors) for key, item in value.items()}
+        return {key: _encode(item, f"{place}/{key}" if place else key, found) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        items = [_encode(item, f"{place}/{index}", tensors) for index, item in enumerate(value)]
+        items = [_encode(item, f"{place}/{index}", found) for index, item in enumerate(value)]
         return {"$tuple": items} if isinstance(value, tuple) else items
     if isinstance(value, float) and not math.isfinite(value):
         return {"$float": repr(value)}
     if value is None or type(value) in (bool, int, float, str):
         return value
-    if isinstance(value, np.generic):
-        return _encode(value.item(), place, tensors)
-    raise ArtifactError(
+    if isinstance(value, np.generic) and not isinstance(value.item(), np.generic):
+        return _encode(value.item(), place, found)
+    raise _unfit(place, f"a {type(value).__module__}.{type(value).__qualname__}")
+
+
+def _kept(value: Tensor | np.ndarray, place: str) -> Tensor:
+    """What a file of tensors can hold of a leaf; shares its memory where it can."""
+    if isinstance(value, np.ndarray):
+        try:
+            return torch.from_numpy(np.array(value, dtype=value.dtype.newbyteorder("="), order="C"))
+        except TypeError as error:
+            raise _unfit(place, f"an array of {value.dtype}") from error
+    if value.layout != torch.strided or value.is_quantized or value.is_meta:
+        raise _unfit(place, f"a {'meta' if value.is_meta else 'sparse or quantised'} tensor")
+    if value.is_complex() and value.dtype != torch.complex64:
+        raise _unfit(place, f"a tensor of {value.dtype}")
+    return value.detach()
+
+
+def _unfit(place: str, what: str) -> ArtifactError:
+    return ArtifactError(
         "E306",
-        f"{place or 'the state'} is a {type(value).__module__}.{type(value).__qualname__}, which a checkpoint cannot hold",
+        f"{place or 'the state'} is {what}, which a checkpoint cannot hold",
         expected="dicts, lists, numbers, strings and tensors from state()",
     )
 
 
 def _check_keys(value: dict[Any, Any], place: str) -> None:
-    bad = [key for key in value if not isinstance(key, str) or key.startswith("$")]
+    bad = [key for key in value if not isinstance(key, str) or not key or key.startswith("$")]
     if bad:
         raise ArtifactError(
-            "E306", f"{place or 'the state'} has the key {bad[0]!r}", expected="text that does not begin with $"
+            "E306",
+            f"{place or 'the state'} has the key {bad[0]!r}",
+            expected="text, not empty, that does not begin with $",
         )
 
 

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from kiln.batch import Batch, as_batch
+from kiln.engine.codec import require_encodable
 from kiln.engine.guard import FlagReader, Flags
 from kiln.engine.state import State
 from kiln.engine.step import Step
@@ -77,11 +78,15 @@ def fit(
         NumericError: more than `MAX_SKIPPED_IN_A_ROW` steps in a row had a non-finite loss or gradient.
     """
     timetable = timetable or Timetable()
-    steps_per_epoch = len(batches)  # type: ignore[arg-type]
+    steps_per_epoch = _length(batches)
     reader = FlagReader(state.device)
     alone = step.strategy.world_size == 1
     state.model.train()
-    stops = state.step >= total_steps
+    if save is not None:
+        require_encodable(state.state())  # now, rather than at the first save
+    if state.tracker is not None and state.tracker.exhausted:
+        state.request_stop("early_stop")  # a resume of a run that had stopped so trains no further
+    stops = state.step >= total_steps or state.stop_reason == "early_stop"
     for batch in stream(batches, state.step):
         if stops:
             break
@@ -130,15 +135,23 @@ def stream(batches: Iterable[Any], start_step: int) -> Iterator[Batch]:
     """
     if hasattr(batches, "from_step"):
         yield from batches.from_step(start_step)  # type: ignore[attr-defined]
-    length = len(batches) if hasattr(batches, "__len__") else 0  # type: ignore[arg-type]
-    if length == 0:
-        raise UsageError("E107", "the batches have no length, or none are left", expected="an iterable with len() >= 1")
+    length = _length(batches)
     passed_over = start_step % length
     while True:
+        index = -1
         for index, item in enumerate(batches):
             if index >= passed_over:
                 yield as_batch(item)
+        if index < 0:
+            raise UsageError("E107", f"a pass over {length} batches yielded none", expected="batches in every pass")
         passed_over = 0
+
+
+def _length(batches: Iterable[Any]) -> int:
+    length = len(batches) if hasattr(batches, "__len__") else 0  # type: ignore[arg-type]
+    if length == 0:
+        raise UsageError("E107", "the batches have no length, or none are left", expected="an iterable with len() >= 1")
+    return length
 
 
 def _evaluate(state: State, step: Step, evaluate: Callable[[State], Mapping[str, Any]]) -> Evaluated:
