@@ -103,6 +103,8 @@ def _resolve_place(settings: Settings, world_size: int) -> None:
     settings.values["run.processes"] = world_size
     if settings.asks("run.memory_format"):
         settings.decide("run.memory_format", "channels_last", "batches arrive that way, and convolutions are faster so")
+    if settings.asks("data.workers") and settings.values["data.path"] is None:
+        settings.decide("data.workers", 1, "a Dataset object may not be safe to read from several threads")
     if settings.asks("data.workers"):
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         settings.decide("data.workers", min(cores, 8), f"{cores} processor cores")

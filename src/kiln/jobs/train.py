@@ -89,6 +89,8 @@ def train(
     recipe = (recipe or Recipe()).override(changes) if changes else recipe or Recipe()
     if isinstance(data, str | os.PathLike):
         recipe, data = recipe.override({"data.path": os.fspath(data)}), None
+    elif data is not None and recipe.data.path is not None:
+        raise UsageError("E103", f"two data sets: an object, and data.path = {recipe.data.path}", expected="one")
     folder = _folder_to_resume(resume, recipe)
     if folder is not None:
         return _resume(folder, recipe, data, extend=extend, progress=progress)
