@@ -44,7 +44,7 @@ def settle(model, channels, size):
     ("name", "size", "channels"),
     [
         ("kiln/small_cnn", 32, 3),
-        ("resnet18", 64, 3),
+        pytest.param("resnet18", 64, 3, marks=pytest.mark.slow),
         pytest.param("vit_tiny_patch16_224", 64, 3, marks=pytest.mark.slow),
         pytest.param("mobilenetv3_small_050", 64, 1, marks=pytest.mark.slow),
         pytest.param("convnext_atto", 64, 4, marks=pytest.mark.slow),

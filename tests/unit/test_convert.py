@@ -20,6 +20,13 @@ def cache(tmp_path, monkeypatch):
     return tmp_path / "cache" / "weights"
 
 
+@pytest.fixture
+def in_process(monkeypatch):
+    """Convert in this process, without limits: a child takes seconds to import torch."""
+    monkeypatch.setattr(convert_module, "_limit", lambda size: None)
+    monkeypatch.setattr(convert_module, "_run_child", convert_module._main)
+
+
 def state():
     torch.manual_seed(0)
     return nn.Linear(4, 2).state_dict()
@@ -41,7 +48,7 @@ def test_a_state_dict_becomes_safetensors_once(tmp_path, cache, monkeypatch):
     assert convert(copy) == converted
 
 
-def test_a_damaged_cache_entry_is_made_again(tmp_path):
+def test_a_damaged_cache_entry_is_made_again(tmp_path, in_process):
     path = tmp_path / "a.pth"
     torch.save(state(), path)
     converted = convert(path)
@@ -119,10 +126,9 @@ def test_hostile_pickles_never_run(tmp_path, child):
     folder.mkdir()
     paths = hostile_files(folder, marker)
     assert len(paths) == 11
-    for path in (folder / "system.pkl", folder / "eval.pth"):
-        with pytest.raises(SecurityError, match=r"holds code or objects instead of weights: ") as caught:
-            convert(path)
-        assert caught.value.code == "E702"
+    with pytest.raises(SecurityError, match=r"holds code or objects instead of weights: .*GLOBAL") as caught:
+        convert(folder / "eval.pth")
+    assert caught.value.code == "E702"
     for path in paths:
         assert child(path)[0] == convert_module.CODE, path
     assert not marker.exists()

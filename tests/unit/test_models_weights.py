@@ -14,6 +14,7 @@ from timm.models import get_pretrained_cfg
 from torch import nn
 
 from kiln.errors import ArtifactError
+from kiln.models import convert as convert_module
 from kiln.models import weights as weights_module
 from kiln.models.create import create_model
 from kiln.models.load import load_weights, strip_wrappers
@@ -32,6 +33,13 @@ def caches(tmp_path, monkeypatch):
     for variable in ("HF_HUB_CACHE", "HF_ENDPOINT", "HF_HUB_OFFLINE"):
         monkeypatch.delenv(variable, raising=False)
     return tmp_path
+
+
+@pytest.fixture
+def in_process(monkeypatch):
+    """Convert pickles in this process, without limits: a child takes seconds to import torch."""
+    monkeypatch.setattr(convert_module, "_limit", lambda size: None)
+    monkeypatch.setattr(convert_module, "_run_child", convert_module._main)
 
 
 @pytest.fixture(scope="module")
@@ -209,7 +217,7 @@ def put_torchvision(caches, monkeypatch, name, state):
     return file
 
 
-def test_torchvision_weights_put_by_hand(caches, monkeypatch):
+def test_torchvision_weights_put_by_hand(caches, monkeypatch, in_process):
     import torchvision
 
     theirs = torchvision.models.squeezenet1_1(weights=None).state_dict()
@@ -279,7 +287,7 @@ def test_the_head_of_a_model_file_is_used_for_the_same_classes_only(tmp_path):
     assert more.report.reshaped[0].startswith("head.weight")
 
 
-def test_a_foreign_checkpoint_with_wrappers(tmp_path):
+def test_a_foreign_checkpoint_with_wrappers(tmp_path, in_process):
     theirs = small(seed=3).model.state_dict()
     wrapped = {f"module._orig_mod.{key}": value for key, value in theirs.items()}
     del wrapped["module._orig_mod.head.bias"]
