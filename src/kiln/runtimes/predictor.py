@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 from pathlib import Path
@@ -146,7 +146,7 @@ class Predictor:
             return f"unreadable: {error.strerror or error}"
 
 
-def _raise_first_failure(images: list[OneImage], read: list[NDArray[np.uint8] | str]) -> None:
+def _raise_first_failure(images: Sequence[object], read: list[NDArray[np.uint8] | str]) -> None:
     for image, pixels in zip(images, read, strict=True):
         if isinstance(pixels, str):
             where = str(image) if isinstance(image, (str, os.PathLike)) else type(image).__name__
