@@ -76,7 +76,12 @@ class Predictor:
         return self.runtime.logits(np.ascontiguousarray(images))
 
     def predict(
-        self, images: OneImage | Iterable[OneImage], *, top_k: int = 1, batch_size: int = BATCH_SIZE, on_error: OnError = "keep"
+        self,
+        images: OneImage | Iterable[OneImage],
+        *,
+        top_k: int = 1,
+        batch_size: int = BATCH_SIZE,
+        on_error: OnError = "keep",
     ) -> list[Prediction]:
         """One prediction per image, in order.
 
