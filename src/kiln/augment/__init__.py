@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -25,18 +25,6 @@ def flip(images: Tensor, mask: Tensor, *, dim: int = -1) -> Tensor:
     Returns: a new tensor; the input is not changed.
     """
     return torch.where(mask.view(-1, 1, 1, 1), images.flip(dim), images)
-
-
-def normalize(images: Tensor, mean: Tensor, std: Tensor) -> Tensor:
-    """Scale uint8 images to [0, 1] and standardise each channel.
-
-    Args:
-        images: (B, C, H, W) uint8.
-        mean: (C, 1, 1) float, in units of [0, 1].
-        std: (C, 1, 1) float.
-    Returns: (B, C, H, W) of the dtype of `mean`, a new tensor in the memory format of `images`.
-    """
-    return images.to(mean.dtype).div_(255.0).sub_(mean).div_(std)
 
 
 @dataclass(frozen=True)
@@ -63,11 +51,10 @@ class OnDevice:
     """Training batches on their device: moved, augmented, normalised. Keeps what makes them repeatable.
 
     Args:
-        batches: host batches of uint8 images, with `from_step` and `at`.
-        augment: changes uint8 images; None leaves them.
+        batches: host batches, with `from_step` and `at`.
+        augment: (images, params) -> images, on uint8; None leaves them.
         device: where the model is.
-        mean: per channel; None leaves images as they are (already transformed).
-        std: per channel.
+        normalize: uint8 images -> the model's input; None for images that come already transformed.
     """
 
     def __init__(
@@ -76,12 +63,10 @@ class OnDevice:
         augment: Light | None,
         *,
         device: torch.device,
-        mean: Sequence[float] | None,
-        std: Sequence[float] | None,
+        normalize: Callable[[Tensor], Tensor] | None,
     ) -> None:
-        self.batches, self.augment, self.device = batches, augment, device
-        self.mean = None if mean is None else torch.tensor(mean, device=device).view(-1, 1, 1)
-        self.std = None if std is None else torch.tensor(std, device=device).view(-1, 1, 1)
+        self.batches, self.augment = batches, augment
+        self.device, self.normalize = device, normalize
 
     def __len__(self) -> int:
         return len(self.batches)
@@ -102,8 +87,6 @@ class OnDevice:
             batch = replace(batch, images=batch.images.pin_memory(), targets=batch.targets.pin_memory())
         batch = batch.to(self.device)
         images = batch.images
-        if self.mean is None or self.std is None:
-            return batch
         if self.augment is not None and batch.params is not None:
             images = self.augment(images, batch.params)
-        return replace(batch, images=normalize(images, self.mean, self.std))
+        return replace(batch, images=images if self.normalize is None else self.normalize(images))

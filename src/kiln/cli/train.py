@@ -16,6 +16,7 @@ from kiln.errors import UsageError
 from kiln.recipe import FIELDS, Recipe
 from kiln.recipe.presets import PRESETS, preset
 from kiln.recipe.recipe import parse_changes
+from kiln.recipe.trust import require_trust
 
 
 def run(arguments: Sequence[str]) -> None:
@@ -45,7 +46,10 @@ def train(**values: Any) -> None:
     if values["recipe"] is not None:
         recipe = Recipe.load(values["recipe"], over=recipe)
     recipe = recipe.override(changes)
-    train_and_tell(recipe.data.path, recipe=recipe, **settings)
+    if values["recipe"] is not None:
+        require_trust(recipe, [str(value) for value in changes.values()], named_by=values["recipe"])
+    said = {} if resume is None else changes  # a run that is resumed is compared with what was said, defaults too
+    train_and_tell(recipe.data.path, recipe=recipe, overrides=said, **settings)
 
 
 def assignments(values: Mapping[str, Any]) -> list[str]:

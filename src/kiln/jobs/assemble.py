@@ -25,7 +25,7 @@ from kiln.jobs.intake import Intake
 from kiln.jobs.resolve import Settings
 from kiln.metrics import Metric
 from kiln.models.create import Created, create_model
-from kiln.models.normalize import Normalized
+from kiln.models.normalize import Normalized, normalize
 from kiln.models.outputs import main_and_auxiliary
 from kiln.names import LOSSES, OPTIMIZERS, SCHEDULES, STRATEGIES, resolve
 from kiln.optim.averages import Ema
@@ -75,7 +75,9 @@ def assemble(settings: Settings, intake: Intake, strategy: Strategy, *, resuming
     model = created.model.to(device, memory_format=_memory_format(settings["run.memory_format"]))
     bad_files = BadFiles(intake.source.keys, limit=settings["data.max_bad_fraction"] * len(intake.split.train))
     batches = _batches(settings, intake, contract, bad_files, strategy)
-    on_device = OnDevice(batches, _flips(settings, intake), device=device, **_statistics(created, intake))
+    on_device = OnDevice(
+        batches, _flips(settings, intake), device=device, normalize=_normalizer(created, intake, device)
+    )
     steps_per_epoch = len(batches)
     total_steps = settings["training.epochs"].to_steps(steps_per_epoch=steps_per_epoch)
     state = State(model, _optimizer(settings, model), ema=_ema(settings, model))
@@ -194,10 +196,11 @@ def _contract(settings: Settings, created: Created) -> PixelContract:
     )
 
 
-def _statistics(created: Created, intake: Intake) -> dict[str, Any]:
+def _normalizer(created: Created, intake: Intake, device: torch.device) -> Callable[[Tensor], Tensor] | None:
     if intake.source.transformed:
-        return {"mean": None, "std": None}
-    return {"mean": created.spec.mean, "std": created.spec.std}
+        return None
+    mean, std = (torch.tensor(values, device=device).view(-1, 1, 1) for values in (created.spec.mean, created.spec.std))
+    return lambda images: normalize(images, mean, std)
 
 
 def _memory_format(name: str) -> torch.memory_format:

@@ -1,0 +1,30 @@
+"""Code that a recipe names runs only when the user typed the name, or trusts it."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+from kiln.errors import SecurityError
+from kiln.recipe.recipe import Recipe
+
+FIELDS_THAT_NAME_CODE = ("model.name", "loss.name", "optim.name", "schedule.name", "task.name")
+
+
+def code_names(recipe: Recipe) -> dict[str, str]:
+    """The user's own code in a recipe: field -> `module:name` or `path/file.py:name`."""
+    named = {field: recipe[field] for field in FIELDS_THAT_NAME_CODE}
+    return {field: name for field, name in named.items() if ":" in name and not name.startswith("hf-hub:")}
+
+
+def require_trust(recipe: Recipe, typed: Collection[str], *, named_by: str) -> None:
+    """Hold that all code a recipe file names was typed by the user as well, or is in `model.trust`.
+
+    Raises: SecurityError: with the name to trust.
+    """
+    for field, name in code_names(recipe).items():
+        if name not in typed and name not in recipe.model.trust:
+            raise SecurityError(
+                "E701",
+                f"{named_by} names code in {field}, which would run here: {name}",
+                hint=f"--trust {name} if you know it",
+            )
