@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +10,8 @@ import pytest
 import torch
 from PIL import Image
 from torch import nn
+
+from small_runs import Nursery
 
 torch.set_num_threads(1)  # bitwise equality holds at equal thread counts, and the machines are shared
 
@@ -62,3 +64,11 @@ def tiny_model() -> Callable[..., nn.Module]:
             )
 
     return make
+
+
+@pytest.fixture(scope="session")
+def nursery(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Nursery]:
+    """Starts commands in processes of their own, a fork each; see tests/small_runs."""
+    nursery = Nursery(tmp_path_factory.mktemp("nursery"))
+    yield nursery
+    nursery.close()

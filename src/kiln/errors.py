@@ -193,3 +193,13 @@ class Preempted(KilnError):  # noqa: N818 (the name of an event, not of a fault)
 
     exit_code = 75
     retryable = True
+
+
+_FAMILIES: tuple[type[KilnError], ...] = (
+    *(UsageError, DataError, ArtifactError, ResourceError, DistributedError, NumericError, SecurityError, Preempted),
+)
+
+
+def family_of(code: str) -> type[KilnError]:
+    """The class of errors that a code belongs to; its first digit says which."""
+    return _FAMILIES[int(code[1]) - 1]

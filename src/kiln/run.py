@@ -61,7 +61,7 @@ class Run:
 
     @property
     def status(self) -> dict[str, Any]:
-        """`state` (running, done, preempted, interrupted, failed), `step`, `reason`."""
+        """`state` (running, done, preempted, interrupted, failed), `step`, `reason`, and the `code` of an error."""
         return read_json(self.path / STATUS, kind="status")
 
     @property
@@ -173,13 +173,25 @@ def _read(path: Path, kind: str, parse: Any) -> dict[str, Any]:
     return content
 
 
-def set_status(folder: Path, state: str, *, step: int, reason: str = "") -> None:
-    """Say in `status.json` how the run stands."""
-    write_json(
-        folder / STATUS,
-        "status",
-        {"state": state, "step": step, "reason": reason, "pid": os.getpid(), "time": time.time()},
-    )
+def set_status(folder: Path, state: str, *, step: int | None = None, reason: str = "", code: str = "") -> None:
+    """Say in `status.json` how the run stands; without a step it keeps the one that was there."""
+    if step is None:
+        step = read_json(folder / STATUS, kind="status")["step"] if (folder / STATUS).exists() else 0
+    said = {"state": state, "step": step, "reason": reason, "code": code, "pid": os.getpid(), "time": time.time()}
+    write_json(folder / STATUS, "status", said)
+
+
+def begin(folder: Path, recipe: Recipe) -> None:
+    """Make a folder a run. The recipe comes last and whole: a folder that has one is a run, whenever we are killed."""
+    set_status(folder, RUNNING, step=0)
+    write_atomically(folder / RECIPE, recipe.to_yaml().encode())
+
+
+def clean(folder: Path) -> None:
+    """Remove what a killed process was about to put in place. Call with the run's lock held."""
+    for name in (RECIPE, RESOLVED, ENVIRONMENT, STATUS, SUMMARY, SPLIT, BAD_FILES, PREDICTIONS, MODEL, BEST, RESULT):
+        for leftover in folder.glob(f".{name}.*"):
+            leftover.unlink(missing_ok=True)
 
 
 def new_folder(output: Path, name: str | None, *, stem: str) -> Path:
@@ -215,11 +227,16 @@ def new_folder(output: Path, name: str | None, *, stem: str) -> Path:
 def locked(folder: Path) -> Iterator[None]:
     """Hold a run's lock; the system releases it when the process ends, however it ends.
 
-    Raises: UsageError: another process holds it; the message names its process id.
+    Raises: UsageError: another process holds it; the message names its process id. ResourceError: the folder cannot
+        be written.
     """
     import fcntl
 
-    with (folder / LOCK).open("a+") as file:
+    try:
+        file = (folder / LOCK).open("a+")
+    except OSError as error:
+        raise ResourceError("E401", f"cannot write in {folder}: {error.strerror}", hint="another --output") from error
+    with file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:

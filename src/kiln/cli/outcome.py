@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from kiln.cli.show import percent, say, say_json
+from kiln.errors import Preempted
 from kiln.names import VERBS, load_object
 
 
@@ -18,8 +19,18 @@ def train_and_tell(data: str | None, *, quiet: bool, json: bool, **settings: Any
         json: the outcome as one JSON object.
         settings: `recipe`, or `resume` with `overrides`; `extend`: as `kiln.train` takes them.
     """
-    run = load_object(VERBS["train"])(data, progress=_progress(quiet=quiet, json=json), **settings)
-    tell_outcome(run.summary(), json=json)
+    try:
+        run = load_object(VERBS["train"])(data, progress=_progress(quiet=quiet, json=json), **settings)
+    except Preempted:
+        if _is_launched():  # it is in the status, and whoever started us says it
+            return
+        raise
+    if not _is_launched() and load_object("kiln.jobs.launch:rank")() == 0:
+        tell_outcome(run.summary(), json=json)
+
+
+def _is_launched() -> bool:
+    return load_object("kiln.jobs.launch:is_launched")()
 
 
 def _progress(*, quiet: bool, json: bool) -> Any:

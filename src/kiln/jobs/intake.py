@@ -105,7 +105,7 @@ def _split_notes(labels: Sequence[str], split: Split) -> list[str]:
 
 
 def refuse_bad_headers(
-    source: Source, split: Split, *, max_pixels: int, max_bad_fraction: float, skip_bad: bool, workers: int
+    source: Source, split: Split, *, max_pixels: int, max_bad_fraction: float, skip_bad: bool, workers: int | None
 ) -> list[BadFile]:
     """Check the header of every file before any time is spent on training.
 

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from contextlib import closing, nullcontext
+from contextlib import ExitStack, closing, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from kiln.data.fingerprint import compare_fingerprint, record
+from kiln.data.fingerprint import record
 from kiln.data.split import write_split_csv
 from kiln.engine import checkpoint
 from kiln.engine.fit import fit
 from kiln.engine.state import State
-from kiln.errors import DataError, KilnError, UsageError
+from kiln.engine.strategy import Strategy
+from kiln.errors import KilnError, Preempted, UsageError
 from kiln.events import Event, Saved
 from kiln.jobs import launch
 from kiln.jobs.announce import describe
@@ -22,27 +23,27 @@ from kiln.jobs.assemble import Training, assemble, make_strategy, wrap_for_proce
 from kiln.jobs.extend import extended_schedule, extension
 from kiln.jobs.finish import finish, write_bad_files
 from kiln.jobs.intake import Intake, refuse_bad_headers, stem_of, take_in
+from kiln.jobs.recorded import changes_of, find_run, recorded_settings
 from kiln.jobs.resolve import Settings, resolve
 from kiln.jobs.save import Saver, bitwise_conditions, environment
-from kiln.jobs.signals import STOPS, heeding_signals, preempted
+from kiln.jobs.signals import STOPS, Interrupted, heeding_signals, preempted, stopping_at_once
 from kiln.observe.progress import Progress, make
 from kiln.observe.records import MetricsLog, write_summary
 from kiln.recipe import FIELDS, Recipe
 from kiln.recipe.duration import Duration
 from kiln.run import (
+    CHECKPOINTS,
     ENVIRONMENT,
     FAILED,
     INTERRUPTED,
     PREEMPTED,
-    RECIPE,
     RESOLVED,
-    RUNNING,
     SPLIT,
     Run,
+    begin,
+    clean,
     locked,
     new_folder,
-    read_yaml,
-    runs_in,
     set_status,
     write_json,
     write_yaml,
@@ -91,19 +92,23 @@ def train(
         recipe, data = recipe.override({"data.path": os.fspath(data)}), None
     elif data is not None and recipe.data.path is not None:
         raise UsageError("E103", f"two data sets: an object, and data.path = {recipe.data.path}", expected="one")
-    folder = _folder_to_resume(resume, recipe)
+    folder, named = (None, None) if resume is None else find_run(resume, recipe)
     if folder is not None:
-        return _resume(folder, recipe, data, extend=extend, progress=progress)
+        recorded = Run(folder).recipe
+        changed = changes_of(recorded, recipe, changes)
+        recipe = recorded.override(changed) if changed else recorded
+        if recipe.run.processes > 1 and launch.world_size() == 1:
+            return launch.launch(named or folder, recipe, changes=changed, extend=extend, progress=progress)
+        return _resume(folder, recipe, data, progress=progress, named=named, extend=extend)
     if extend is not None:
         raise UsageError("E103", f"extend = {extend} needs a run to go on with", hint="--resume auto or --resume RUN")
     if data is None and recipe.data.path is None:
         raise UsageError("E103", "no data: nothing to train on", hint="kiln train photos/")
-    if recipe.run.processes > 1 and not launch.is_inside():
+    if recipe.run.processes > 1 and launch.world_size() == 1:
         stem = _stem(recipe.data.path, recipe.model.name)
         folder = new_folder(Path(recipe.run.output), recipe.run.name, stem=stem)
-        recipe.save(folder / RECIPE)
-        set_status(folder, RUNNING, step=0)
-        return launch.launch(recipe, folder, quiet=progress.quiet)
+        begin(folder, recipe)
+        return launch.launch(folder, recipe, progress=progress)
     return _start(recipe, data, progress)
 
 
@@ -122,86 +127,48 @@ def _stem(data: Any, model: str) -> str:
     return stem_of(data) if model == "auto" else f"{stem_of(data)}-{model.rpartition('/')[2].rpartition(':')[2]}"
 
 
-def _folder_to_resume(resume: str | os.PathLike[str] | None, recipe: Recipe) -> Path | None:
-    """The run to go on with. `auto` is the run of that name, else the newest of the same recipe and data, if any."""
-    if resume is None:
-        return None
-    if resume != "auto":
-        path = Path(resume)
-        return Run(path.parent.parent if path.parent.name == "checkpoints" else path).path
-    output = Path(recipe.run.output)
-    if recipe.run.name is not None:
-        folder = output / recipe.run.name
-        return folder if (folder / RECIPE).is_file() else None
-    return next((run.path for run in runs_in(output) if _is_same(run.recipe, recipe)), None)
-
-
-def _is_same(a: Recipe, b: Recipe) -> bool:
-    places = [os.path.realpath(recipe.data.path) if recipe.data.path else None for recipe in (a, b)]
-    return places[0] == places[1] and not a.differences(b).keys() - Recipe.how_fields()
-
-
 def _start(recipe: Recipe, data: Any, progress: Progress) -> Run:
     intake = take_in(recipe, data)
-    settings = resolve(recipe, intake)
+    settings = resolve(recipe, intake, world_size=launch.world_size())
     stem = _stem(recipe.data.path if data is None else data, settings.values["model.name"])
-    folder = new_folder(Path(recipe.run.output), recipe.run.name, stem=stem)
-    with locked(folder):
-        recipe.save(folder / RECIPE)
-        set_status(folder, RUNNING, step=0)
-        return _Session(folder, settings, intake, progress).run()
+    with ExitStack() as held:
+        folder = None
+        if launch.rank() == 0:
+            folder = new_folder(Path(recipe.run.output), recipe.run.name, stem=stem)
+            held.enter_context(locked(folder))
+            begin(folder, recipe)
+        return _in_session(folder, settings, intake, progress)
 
 
-def _resume(folder: Path, given: Recipe, data: Any, *, extend: str | None, progress: Progress) -> Run:
-    """Go on with the run in `folder`; what `given` says beyond the defaults must agree with its record."""
-    recorded = Run(folder).recipe
-    recipe = _merged(recorded, given)
-    if recipe.run.processes > 1 and not launch.is_inside():
-        return launch.launch(recipe, folder, quiet=progress.quiet)
-    with nullcontext() if launch.is_inside() else locked(folder):
+def _resume(
+    folder: Path, recipe: Recipe, data: Any, *, progress: Progress, named: Path | None = None, extend: str | None = None
+) -> Run:
+    """Go on with the run in `folder`, from the checkpoint `named` if one was."""
+    with locked(folder) if launch.rank() == 0 else nullcontext():
         intake = take_in(recipe, data)
-        settings = _recorded_settings(folder, recipe, intake)
-        return _Session(folder, settings, intake, progress).run(extend=extend)
+        settings = recorded_settings(folder, recipe, intake)
+        return _in_session(folder, settings, intake, progress, named=named, extend=extend)
 
 
-def _merged(recorded: Recipe, given: Recipe) -> Recipe:
-    """The recorded recipe, with what may change of the given one.
-
-    Raises: UsageError: something else differs; with the differences.
-    """
-    asked = {name: given[name] for name in given.differences(Recipe())}
-    changed = {name: value for name, value in asked.items() if value != recorded[name]}
-    refused = {name: value for name, value in changed.items() if name not in Recipe.how_fields()}
-    if refused:
-        raise UsageError(
-            "E106",
-            f"the run was started with other settings: {', '.join(refused)}",
-            details=[f"{name}: the run has {recorded[name]}, now given {value}" for name, value in refused.items()],
-            hint="leave them out to go on with the run, or start a new one without --resume",
-        )
-    return recorded.override(changed) if changed else recorded
-
-
-def _recorded_settings(folder: Path, recipe: Recipe, intake: Intake) -> Settings:
-    """What the run decided when it began, so that nothing is measured again; changed how-fields are settled anew."""
-    world_size = int(os.environ.get("WORLD_SIZE", "1"))
-    fresh = resolve(recipe, intake, world_size=world_size)
-    if not (folder / RESOLVED).exists():
-        return fresh
-    resolved = read_yaml(folder / RESOLVED, kind="resolved")
-    differences = compare_fingerprint(resolved["facts"]["data"], intake.source)
-    if differences:
-        raise DataError(
-            "E208",
-            "the data changed since the run began; going on would mix two data sets",
-            where=intake.source.where,
-            details=differences,
-            hint="restore the data, or start a new run",
-        )
-    settings = Settings.from_plain(resolved["values"], resolved["reasons"])
-    for name in Recipe.how_fields():
-        settings.values[name] = fresh.values[name]
-    return settings
+def _in_session(
+    folder: Path | None,
+    settings: Settings,
+    intake: Intake,
+    progress: Progress,
+    *,
+    named: Path | None = None,
+    extend: str | None = None,
+) -> Run:
+    """Train, as one of however many processes there are; all learn the folder from the first."""
+    with stopping_at_once():
+        strategy = make_strategy(settings)
+        try:
+            place: Path = strategy.gather(folder)[0]
+            if strategy.rank:
+                progress = make(quiet=True)
+            return _Session(place, settings, intake, progress, strategy).run(named=named, extend=extend)
+        finally:
+            strategy.close()
 
 
 @dataclass
@@ -212,28 +179,39 @@ class _Session:
     settings: Settings
     intake: Intake
     progress: Progress
+    strategy: Strategy
 
-    def run(self, *, extend: str | None = None) -> Run:
-        """Train what is left, then measure the best model."""
-        strategy = make_strategy(self.settings)
-        if strategy.rank:
-            self.progress = make(quiet=True)
+    def run(self, *, named: Path | None, extend: str | None) -> Run:
+        """Train what is left, then measure the best model; whatever stops it is in the status.
+
+        Args:
+            named: the one checkpoint to go on from; the newest whole one otherwise.
+            extend: train this much longer.
+        """
         try:
-            return self._train(strategy, extend)
+            return self._train(named, extend)
         except KilnError as error:
-            if error.exit_code not in (75, 130) and strategy.rank == 0:
-                set_status(self.folder, FAILED, step=-1, reason=f"{error.code} {error.what}")
+            if not isinstance(error, Preempted):
+                self._set_status(FAILED, reason=error.what, code=error.code)
             raise
-        finally:
-            strategy.close()
+        except KeyboardInterrupt as interrupt:
+            name = interrupt.signal if isinstance(interrupt, Interrupted) else "SIGINT"
+            self._set_status(INTERRUPTED if name == "SIGINT" else PREEMPTED, reason=name)
+            step = Run(self.folder).status["step"]
+            raise preempted(name, step=step, folder=str(self.folder)) from interrupt
 
-    def _train(self, strategy: Any, extend: str | None) -> Run:
-        settings, folder = self.settings, self.folder
-        root = folder / "checkpoints"
+    def _set_status(self, state: str, **said: Any) -> None:
+        if self.strategy.rank == 0:
+            set_status(self.folder, state, **said)
+
+    def _train(self, named: Path | None, extend: str | None) -> Run:
+        settings, folder, strategy = self.settings, self.folder, self.strategy
+        root = folder / CHECKPOINTS
         if strategy.rank == 0:
+            clean(folder)
             checkpoint.clean(root)
             self._check_files()
-        found = self._found_checkpoint(root, strategy)
+        found = self._checkpoint(root, named)
         training = assemble(settings, self.intake, strategy, resuming=found is not None)
         state = training.state
         data_record = record(self.intake.source)
@@ -262,13 +240,18 @@ class _Session:
             self._loop(training, saver, log)
         return self._leave(training)
 
-    def _found_checkpoint(self, root: Path, strategy: Any) -> checkpoint.Checkpoint | None:
-        """The newest whole checkpoint; the first process decides which, and sets damaged ones aside."""
-        newest = checkpoint.newest_checkpoint(root) if strategy.rank == 0 else None
-        step = strategy.gather(None if newest is None else newest.step)[0]
+    def _checkpoint(self, root: Path, named: Path | None) -> checkpoint.Checkpoint | None:
+        """The one that was named, or the newest whole one; the first process decides, and sets damaged ones aside.
+
+        Raises: ArtifactError: the one that was named is damaged. UsageError: it is not the newest.
+        """
+        found = None
+        if self.strategy.rank == 0:
+            found = checkpoint.newest_checkpoint(root) if named is None else _strictly(root, named)
+        step = self.strategy.gather(None if found is None else found.step)[0]
         if step is None:
             return None
-        found = newest or checkpoint.read_checkpoint(checkpoint.folder_of(root, step))
+        found = found or checkpoint.read_checkpoint(checkpoint.folder_of(root, step))
         for line in found.passed_over:
             self.progress.say(f"damaged checkpoint set aside: {line}")
         return found
@@ -340,15 +323,29 @@ class _Session:
         self.progress(event)
 
     def _leave(self, training: Training) -> Run:
-        state = training.state
-        reason = state.stop_reason or "done"
-        if training.strategy.rank:
-            return Run(self.folder)
-        self._write_down(training, record(self.intake.source))
-        if reason in STOPS or reason.startswith("another process"):
-            stopped = INTERRUPTED if reason == "SIGINT" else PREEMPTED
-            set_status(self.folder, stopped, step=state.step, reason=reason)
+        state, strategy = training.state, self.strategy
+        signalled = [reason for reason in strategy.gather(state.stop_reason) if reason in STOPS]
+        if strategy.rank == 0:
+            self._write_down(training, record(self.intake.source))
+        if signalled:
+            reason = signalled[0]
+            self._set_status(INTERRUPTED if reason == "SIGINT" else PREEMPTED, step=state.step, reason=reason)
             self.progress.stop()
+            strategy.gather(None)  # nobody leaves before that is written: torchrun ends the others with the first
             raise preempted(reason, step=state.step, folder=str(self.folder))
-        finish(self.folder, training, self.intake, self.settings, self.progress)
+        if strategy.rank == 0:
+            finish(self.folder, training, self.intake, self.settings, self.progress)
         return Run(self.folder)
+
+
+def _strictly(root: Path, named: Path) -> checkpoint.Checkpoint:
+    found = checkpoint.read_checkpoint(named)
+    newer = [step for step in checkpoint.committed_steps(root) if step > found.step]
+    if newer:
+        raise UsageError(
+            "E103",
+            f"{named} is not the newest checkpoint of its run",
+            details=[f"newer: {checkpoint.folder_of(root, step)}" for step in newer],
+            hint="leave out which checkpoint, or remove the newer ones to go back to it",
+        )
+    return found

@@ -7,7 +7,7 @@ import io
 import json
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -70,7 +70,7 @@ def plain(metric: Any) -> dict[str, Any]:
     return {"value": metric.value, "low": metric.low, "high": metric.high, "n": metric.n}
 
 
-def write_summary(folder: Path, lines: list[Mapping[str, Any]]) -> None:
+def write_summary(folder: Path, lines: Sequence[Mapping[str, Any]]) -> None:
     """Write `summary.csv`: one row per evaluation, made from the lines of `metrics.jsonl`."""
     train_loss: dict[int, float] = {line["step"]: line["train_loss"] for line in lines if line["event"] == "epoch"}
     rows = [
