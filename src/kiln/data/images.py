@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
 from kiln import pixels
 from kiln.data.source import Source
@@ -31,7 +30,7 @@ def read(source: Source, index: int) -> Any:
     try:
         return source.read(index)
     except (OSError, DataError) as error:
-        raise BadSample("unreadable", str(error).splitlines()[0]) from error
+        raise BadSample("unreadable", (str(error) or type(error).__name__).splitlines()[0]) from error
     except pixels.PixelError as error:
         raise BadSample(error.reason, str(error)) from error
 
@@ -96,10 +95,12 @@ class RandomCropImages:
         Raises: BadSample: it cannot be read.
         """
         item = read(self.source, index)
-        if self.source.transformed or draws is None:
+        if self.source.transformed:
             return item
         contract = self.contract
         try:
+            if draws is None:
+                return contract.apply(item)
             if isinstance(item, bytes):
                 smallest = int(max(contract.height, contract.width) / self.scale[0] ** 0.5) + 1
                 item = pixels.decode_image(
@@ -107,7 +108,7 @@ class RandomCropImages:
                 )
             elif item.shape[2] != contract.channels:
                 return contract.apply(item)  # says what is wrong with it
-            width, height = item.size if isinstance(item, Image.Image) else (item.shape[1], item.shape[0])
+            height, width = item.shape[:2] if isinstance(item, np.ndarray) else (item.height, item.width)
             box = self._box(width, height, draws)
             if contract.resize == "pad":
                 left, top, right, bottom = (round(edge) for edge in box)
