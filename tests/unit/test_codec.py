@@ -119,7 +119,7 @@ class Colour(enum.IntEnum):
 def test_an_unknown_leaf_is_refused_by_its_place(leaf, called):
     tree = {"parts": {"sorter": [0, {"seen": leaf}]}}
     for refuse in (encode, require_encodable):
-        with pytest.raises(ArtifactError, match="parts/sorter/1/seen is an? ") as caught:
+        with pytest.raises(ArtifactError, match=r"parts/sorter/1/seen is an? ") as caught:
             refuse(tree)
         assert called in str(caught.value)
         assert caught.value.code == "E306"

@@ -1,0 +1,97 @@
+"""Averages of weights against the series that defines them; buffers included."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from kiln.optim.averages import Ema
+
+
+def moving(seed=0):
+    torch.manual_seed(seed)
+    return nn.Sequential(nn.Linear(2, 3), nn.BatchNorm1d(3))
+
+
+def walk(model, step):
+    """New weights and running statistics, as if a step had been taken."""
+    generator = torch.Generator().manual_seed(step)
+    with torch.no_grad():
+        for tensor in model.state_dict().values():
+            if tensor.is_floating_point():
+                tensor.add_(torch.randn(tensor.shape, generator=generator))
+            else:
+                tensor.add_(1)
+
+
+@pytest.mark.parametrize("decay", [0.5, 0.9, 0.999])
+def test_the_average_is_the_closed_form_of_its_series(decay):
+    """After T updates: product of all decays times the start, plus each visited weight times what came after it."""
+    model = moving()
+    ema = Ema(model, decay=decay)
+    visited = [{name: tensor.double().clone() for name, tensor in model.state_dict().items()}]
+    decays = []
+    for step in range(25):
+        walk(model, step)
+        ema.update()
+        visited.append({name: tensor.double().clone() for name, tensor in model.state_dict().items()})
+        decays.append(min(decay, (1 + step) / (10 + step)))
+    assert ema.updates == 25
+    shares = [torch.tensor(decays).double().prod()]
+    shares += [(1 - decays[t]) * torch.tensor(decays[t + 1 :]).double().prod() for t in range(25)]
+    assert float(sum(shares)) == pytest.approx(1.0)
+    for name, tensor in ema.module.state_dict().items():
+        if tensor.is_floating_point():
+            expected = sum(share * values[name] for share, values in zip(shares, visited, strict=True))
+            assert torch.allclose(tensor.double(), expected, rtol=0, atol=1e-6), name
+
+
+def test_trap_averages_do_not_forget_buffers():
+    model = moving()
+    ema = Ema(model, decay=0.5)
+    start = ema.module[1].running_mean.clone()
+    walk(model, 3)
+    ema.update()
+    first = 1 / 10
+    assert torch.allclose(ema.module[1].running_mean, first * start + (1 - first) * model[1].running_mean)
+    assert ema.module[1].num_batches_tracked == model[1].num_batches_tracked == 1
+
+
+def test_early_averages_are_not_dominated_by_the_start():
+    model = moving()
+    ema = Ema(model, decay=0.9999)
+    with torch.no_grad():
+        model[0].weight.fill_(5.0)
+    for _ in range(10):
+        ema.update()
+    assert torch.allclose(ema.module[0].weight, torch.full((3, 2), 5.0), atol=1e-3)
+
+
+def test_the_average_is_a_model_of_its_own_in_eval_mode():
+    model = moving().train()
+    ema = Ema(model, decay=0.9)
+    walk(model, 1)
+    assert not torch.equal(ema.module[0].weight, model[0].weight)
+    assert not ema.module.training
+    assert not any(parameter.requires_grad for parameter in ema.module.parameters())
+    assert model.training
+    assert all(parameter.requires_grad for parameter in model.parameters())
+
+
+def test_a_resumed_average_goes_on_as_the_undisturbed_one():
+    model, other = moving(), moving(seed=4)
+    whole, resumed = Ema(model, decay=0.99), Ema(other, decay=0.99)
+    for step in range(4):
+        walk(model, step)
+        whole.update()
+    state = {"updates": whole.updates, "model": {k: v.clone() for k, v in whole.state()["model"].items()}}
+    other.load_state_dict(model.state_dict())
+    resumed.load_state(state)
+    for step in range(4, 9):
+        for net, average in ((model, whole), (other, resumed)):
+            walk(net, step)
+            average.update()
+    assert whole.updates == resumed.updates == 9
+    for mine, theirs in zip(whole.module.state_dict().values(), resumed.module.state_dict().values(), strict=True):
+        assert torch.equal(mine, theirs)
