@@ -56,6 +56,9 @@ class BadFiles:
         for other in others:
             self.found = {**other.found, **self.found}
 
+    def __getstate__(self) -> dict[str, Any]:
+        return {**vars(self), "keys": ()}  # every process has them; they would be most of what is sent at each save
+
     def state(self) -> dict[str, Any]:
         """What a checkpoint keeps."""
         return {"rows": [[index, *self.found[index]] for index in sorted(self.found)]}

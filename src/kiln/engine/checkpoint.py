@@ -128,6 +128,14 @@ def read_checkpoint(path: Path) -> Checkpoint:
     return Checkpoint(path, manifest["step"], tree, manifest["about"])
 
 
+def read_about(path: Path) -> dict[str, Any]:
+    """What was recorded beside a checkpoint; its tensors are not read.
+
+    Raises: ArtifactError: the manifest is damaged, missing or of a newer version.
+    """
+    return _read_manifest(path)["about"]
+
+
 def newest_checkpoint(root: Path) -> Checkpoint | None:
     """The newest checkpoint that verifies; damaged ones are set aside as `.bad-` and named in `passed_over`.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ import torch
 from kiln import __version__
 from kiln.engine import checkpoint
 from kiln.engine.state import State, load_model
-from kiln.errors import KilnError
+from kiln.errors import ArtifactError, KilnError
 from kiln.jobs.assemble import Training
 from kiln.jobs.intake import Intake
 from kiln.models.modelfile import save_model
@@ -67,12 +68,20 @@ class Saver:
 
     def _write(self, state: State) -> None:
         root = self.folder / CHECKPOINTS
-        checkpoint.write_checkpoint(root, state.step, state.state(), about=self.about)
         best_step = state.tracker.best_step if state.tracker else state.step
+        checkpoint.write_checkpoint(root, state.step, state.state(), about={**self.about, "best_step": best_step})
         if best_step == state.step:
             self._publish(state.evaluated_model(), state)
-        checkpoint.retain(root, keep=self.keep, also=(best_step,))
+        checkpoint.retain(root, keep=self.keep, also=self._best_steps(root))
         set_status(self.folder, RUNNING, step=state.step)
+
+    def _best_steps(self, root: Path) -> set[int]:
+        """The best step of each of the newest checkpoints: where one is damaged, the one before it needs its own."""
+        steps = set()
+        for step in checkpoint.committed_steps(root)[-self.keep :]:
+            with suppress(ArtifactError):  # it is found out when somebody needs it
+                steps.add(checkpoint.read_about(checkpoint.folder_of(root, step)).get("best_step", step))
+        return steps
 
     def _publish(self, model: torch.nn.Module, state: State) -> None:
         tracker, step = state.tracker, state.tracker.best_step if state.tracker else state.step

@@ -36,6 +36,7 @@ from kiln.run import (
     ENVIRONMENT,
     FAILED,
     INTERRUPTED,
+    METRICS,
     PREEMPTED,
     RESOLVED,
     SPLIT,
@@ -261,6 +262,8 @@ class _Session:
         if not is_main:
             tree = {**tree, "parts": {name: part for name, part in tree["parts"].items() if name != "metrics_log"}}
         state.load_state(tree)
+        if is_main and (self.folder / METRICS).stat().st_size < tree["parts"]["metrics_log"]["bytes"]:
+            self.progress.say(f"{METRICS} is shorter than it was at step {state.step}: lines are missing")
         changed = [name for name in about if about[name] != found.about.get(name)]
         exactness = f"E1 (these differ: {', '.join(changed)})" if changed else "E2, bit for bit"
         self.progress.say(f"resumed at step {state.step}; exactness {exactness}")

@@ -56,8 +56,9 @@ class MetricsLog:
         return {"bytes": self._file.tell()}
 
     def load_state(self, state: dict[str, Any]) -> None:
-        """Cut the file to what the checkpoint knew."""
-        self._file.truncate(state["bytes"])
+        """Cut the file to what the checkpoint knew. Where it is shorter than that, what is missing is not made up."""
+        size = self._file.seek(0, os.SEEK_END)
+        self._file.truncate(min(size, state["bytes"]))
         self._file.seek(0, os.SEEK_END)
 
     def close(self) -> None:
