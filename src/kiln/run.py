@@ -80,9 +80,10 @@ class Run:
         return self.path / CHECKPOINTS
 
     def metrics(self) -> list[dict[str, Any]]:
-        """The lines of `metrics.jsonl`."""
+        """The lines of `metrics.jsonl`; a last one that a killed process did not finish does not count."""
         path = self.path / METRICS
-        return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+        lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.exists() else []
+        return [json.loads(line) for line in lines if line.endswith("\n")]
 
     def predictions(self) -> list[dict[str, str]]:
         """The rows of `predictions.csv`: what the best model said of the test split, or of validation without one."""
@@ -168,8 +169,9 @@ def _read(path: Path, kind: str, parse: Any) -> dict[str, Any]:
         raise ArtifactError("E307", f"{path} is damaged: {error}") from error
     if not isinstance(content, dict) or content.get("kind") != f"kiln.{kind}":
         raise ArtifactError("E303", f"{path} is no kiln.{kind} file")
-    if content.get("version", 0) > VERSION:
-        raise ArtifactError("E303", f"{path} has version {content['version']}; this Kiln reads up to {VERSION}")
+    version = content.get("version")
+    if not isinstance(version, int) or version > VERSION:
+        raise ArtifactError("E303", f"{path} has version {version}; this Kiln reads up to {VERSION}")
     return content
 
 
