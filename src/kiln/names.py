@@ -89,7 +89,9 @@ def load_trusted(target: str, trusted: tuple[str, ...], *, named_by: str) -> Any
     """
     if target not in trusted:
         raise SecurityError(
-            "E701", f"{named_by} names the code {target!r}, which would run here", hint=f"--trust {target} if you know it"
+            "E701",
+            f"{named_by} names the code {target!r}, which would run here",
+            hint=f"--trust {target} if you know it",
         )
     return load_object(target)
 
@@ -103,4 +105,6 @@ def resolve(table: dict[str, str], name: str, *, kind: str) -> Any:
         return load_object(table[name])
     if ":" in name:
         return load_object(name)
-    raise UsageError("E108", f"unknown {kind} {name!r}", got=name, choices=sorted(table), hint="or your own, as module:name")
+    raise UsageError(
+        "E108", f"unknown {kind} {name!r}", got=name, choices=sorted(table), hint="or your own, as module:name"
+    )

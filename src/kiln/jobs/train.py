@@ -31,6 +31,7 @@ from kiln.observe.progress import Progress, make
 from kiln.observe.records import MetricsLog, write_summary
 from kiln.recipe import FIELDS, Recipe
 from kiln.recipe.duration import Duration
+from kiln.recipe.trust import code_names, require_trust
 from kiln.run import (
     CHECKPOINTS,
     ENVIRONMENT,
@@ -38,6 +39,7 @@ from kiln.run import (
     INTERRUPTED,
     METRICS,
     PREEMPTED,
+    RECIPE,
     RESOLVED,
     SPLIT,
     Run,
@@ -97,7 +99,10 @@ def train(
     if folder is not None:
         recorded = Run(folder).recipe
         changed = changes_of(recorded, recipe, changes)
+        typed = code_names(recipe).values()
         recipe = recorded.override(changed) if changed else recorded
+        if not launch.is_launched():  # then the process that launched this one has seen to it
+            require_trust(recipe, typed, named_by=str(folder / RECIPE))
         if recipe.run.processes > 1 and launch.world_size() == 1:
             return launch.launch(named or folder, recipe, changes=changed, extend=extend, progress=progress)
         return _resume(folder, recipe, data, progress=progress, named=named, extend=extend)
