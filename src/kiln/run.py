@@ -5,9 +5,10 @@ from __future__ import annotations
 import csv
 import json
 import os
+import shlex
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -87,7 +88,7 @@ class Run:
 
     def predictions(self) -> list[dict[str, str]]:
         """The rows of `predictions.csv`: what the best model said of the test split, or of validation without one."""
-        with (self.path / PREDICTIONS).open(newline="", encoding="utf-8") as file:
+        with (self.path / PREDICTIONS).open(newline="", encoding="utf-8", errors="surrogateescape") as file:
             return list(csv.DictReader(file))
 
     def model(self, **options: Any) -> Any:
@@ -102,16 +103,18 @@ class Run:
         """What was reached, where it lies, and what to run next."""
         result = self.result if (self.path / RESULT).exists() else {}
         best = read_json(self.path / BEST, kind="best") if (self.path / BEST).exists() else {}
+        metrics, name = result.get("metrics", {}), shlex.quote(str(self.path))
+        own = list(metrics)[-1:] if self.recipe.data.path is not None else []
         return {
             "run": str(self.path),
             "state": self.status["state"],
             "model": str(self.model_file) if self.model_file.exists() else None,
             "best_step": best.get("step"),
-            "metrics": result.get("metrics", {}),
+            "metrics": metrics,
             "next": [
-                f"kiln evaluate {self.path} DATA --split test",
-                f"kiln predict {self.path} IMAGES",
-                f"kiln export {self.path} --format onnx",
+                f"kiln evaluate {name} --split {own[0]}" if own else f"kiln evaluate {name} DATA",
+                f"kiln predict {name} IMAGES",
+                f"kiln export {name} --format onnx",
             ],
         }
 
@@ -223,6 +226,19 @@ def new_folder(output: Path, name: str | None, *, stem: str) -> Path:
             "E401", f"cannot make a run folder in {output}: {error.strerror}", hint="another --output"
         ) from error
     raise UsageError("E105", f"{output} is full of runs called {stem}", hint="another --output or --name")
+
+
+def remove_unused(folder: Path) -> None:
+    """Take a new run's folder away again where nothing was learnt: the run failed before its first step.
+
+    Only files that a run begins with are removed, and the folder only if it is then empty.
+    """
+    if (folder / METRICS).exists() or (folder / BAD_FILES).exists():
+        return
+    for name in (RECIPE, STATUS, LOCK, RESOLVED, ENVIRONMENT, SPLIT, LOG):
+        (folder / name).unlink(missing_ok=True)
+    with suppress(OSError):
+        folder.rmdir()
 
 
 @contextmanager

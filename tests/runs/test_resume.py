@@ -189,7 +189,7 @@ def test_extend_goes_on_after_the_end_and_is_logged(nursery, undisturbed, trial)
     before = metrics(undisturbed.run)
     assert metrics(trial.run)[: len(before)] == before
     assert steps[20]["lr"] == steps[-1]["lr"] > 0  # a run that had ended goes on at its last rate
-    assert "training   5 epochs of 7 steps of 8" in nursery.run("resume", trial.run)  # and remembers
+    assert "training   5 epochs of 7 steps, 8 images a step" in nursery.run("resume", trial.run)  # and remembers
 
 
 def test_an_extended_run_survives_a_stop_too(nursery, image_folder, tmp_path):

@@ -6,8 +6,9 @@ import pty
 
 import pytest
 
-from kiln.cli.outcome import describe_metrics, tell_outcome
-from kiln.cli.show import percent, say_json, table
+from kiln.cli.outcome import tell_outcome
+from kiln.cli.show import say_json, table
+from kiln.observe.wording import describe_metrics, percent
 
 SUMMARY = {
     "run": "runs/one", "model": "runs/one/model.safetensors", "best_step": 30,

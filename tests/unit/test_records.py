@@ -13,6 +13,7 @@ from kiln.events import EpochDone, Evaluated, Saved, Skipped, StepDone, Stopped
 from kiln.metrics import Metric
 from kiln.observe.progress import Progress, duration, make
 from kiln.observe.records import MetricsLog, write_summary
+from kiln.redact import HIDDEN
 
 
 def evaluated(step, accuracy, *, is_best=False):
@@ -125,6 +126,11 @@ class Terminal(io.StringIO):
         return True
 
 
+class AsciiTerminal(io.TextIOWrapper):
+    def isatty(self):
+        return True
+
+
 def tell(stream, *, quiet=False, last=8):
     progress = Progress(stream, quiet=quiet)
     progress.start(total_steps=12, steps_per_epoch=4, first_step=0)
@@ -137,13 +143,47 @@ def test_plain_lines_where_there_is_no_terminal():
     stream = io.StringIO()
     tell(stream)
     first, skipped, second, stopped = stream.getvalue().splitlines()
-    assert first.startswith("epoch    1/3  train loss 0.2500  val accuracy 0.2000 (0.100 to 0.300)  loss 1.5000")
+    assert first.startswith("epoch    1/3  train loss 0.2500  val accuracy 20.0 % (10.0 to 30.0), loss 1.500  ")
     assert first.endswith("  best")
     assert skipped == "step 6 skipped: the loss or a gradient is not finite (samples 3, 5)"
     assert second.startswith("epoch    2/3  train loss 0.1250")
     assert stopped == "stopped early at step 8: no better validation for as long as patience allows"
     assert "\r" not in stream.getvalue()
     assert "\x1b" not in stream.getvalue()
+
+
+def test_an_epoch_without_an_evaluation_is_told_too_and_a_loss_once():
+    stream = io.StringIO()
+    progress = Progress(stream)
+    progress.start(total_steps=12, steps_per_epoch=4, first_step=0)
+    for event in (EpochDone(1, 4, 0.25), StepDone(5, 1, 1.0, 0.1, 8), evaluated(6, 0.5), EpochDone(2, 8, 0.125)):
+        progress(event)
+    progress(Stopped(8, 2, "done"))
+    first, middle, last = stream.getvalue().splitlines()
+    assert first.startswith("epoch    1/3  train loss 0.2500  ")
+    assert middle.startswith("epoch  1.5/3  val accuracy")
+    assert "train loss" not in middle  # that of the epoch before would be read as this moment's
+    assert last.startswith("epoch    2/3  train loss 0.1250  ")
+
+
+def test_a_terminal_that_cannot_draw_blocks_gets_letters():
+    written = io.BytesIO()
+    stream = AsciiTerminal(written, encoding="ascii")
+    tell(stream).stop()
+    stream.flush()
+    assert b"##" in written.getvalue()
+    assert b"epoch 0.25/3" in written.getvalue()
+
+
+def test_secrets_stay_out_of_the_log_file(tmp_path):
+    stream = io.StringIO()
+    progress = Progress(stream)
+    progress.open_log(tmp_path)
+    progress.say("weights hf_abcdefghijklmnopqrstuv loaded")
+    progress.note_down("token=abcdefgh12345")
+    progress.stop()
+    assert (tmp_path / "log.txt").read_text() == f"weights {HIDDEN} loaded\ntoken={HIDDEN}\n"
+    assert stream.getvalue() == "weights hf_abcdefghijklmnopqrstuv loaded\n"
 
 
 def test_a_live_line_on_a_terminal_that_is_cleared_in_the_end():

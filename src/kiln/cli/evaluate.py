@@ -8,9 +8,9 @@ from typing import Annotated, Any
 import typer
 
 from kiln.cli.app import BatchSize, Device, Json, ModelArgument, Runtime, Trust, Workers, flags_from_keys, run_command
-from kiln.cli.outcome import describe_metric
 from kiln.cli.show import note, say, say_json, table
 from kiln.names import VERBS, load_object
+from kiln.observe.wording import describe_metric
 
 KEYS = {
     "model": "", "data": "", "split": "--split", "batch": "--batch-size", "batch-size": "--batch-size",

@@ -54,12 +54,6 @@ def _draw(columns: Sequence[str], cells: Sequence[Sequence[str]], numeric: Seque
     Console().print(drawn)
 
 
-def percent(value: float, low: float | None = None, high: float | None = None) -> str:
-    """A share with its 95 % interval, if it has one: `97.2 % (95.8 to 98.2)`."""
-    interval = f" ({100 * low:.1f} to {100 * high:.1f})" if low is not None and high is not None else ""
-    return f"{100 * value:.1f} %{interval}"
-
-
 def _finite(value: Any) -> Any:
     if isinstance(value, float):
         return value if math.isfinite(value) else None

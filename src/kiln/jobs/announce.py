@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from kiln.data.storage import counted, shown
 from kiln.jobs.assemble import Training
 from kiln.jobs.intake import Intake
 from kiln.jobs.resolve import Settings
@@ -11,29 +12,45 @@ SHOWN = (
     *("model.name", "model.img_size", "data.channels", "training.batch_size", "optim.lr", "training.precision"),
     *("training.drop_last", "data.workers", "run.device"),
 )
+MOST_CLASSES_SHOWN = 8
 
 
 def describe(training: Training, settings: Settings, intake: Intake, progress: Progress) -> None:
     """Say what the run is about to do; every decision is also in `resolved.yaml`."""
     split, say = intake.split, progress.say
     counts = ", ".join(f"{name} {len(part):,}" for name, part in split.parts().items() if len(part))
-    say(f"data       {intake.source.where}: {len(intake.source):,} images, {len(intake.classes)} classes ({counts})")
-    if not intake.source.splits or "val" not in intake.source.splits:
+    say(f"data       {intake.source.where}: {counted(len(intake.source), 'image')} ({counts})")
+    classes = f"{counted(len(intake.classes), 'class')}: {shown(intake.classes, MOST_CLASSES_SHOWN)}"
+    say(f"task       {intake.task.name}, {classes}")
+    if len(split.train) < len(intake.source) and "val" not in (intake.source.splits or ()):
         reached = ", ".join(f"{name} {share:.1%}" for name, share in split.reached.items() if share)
         say(f"split      cut by the hash of names, so roughly: {reached}")
     for note in (*intake.notes, *training.created.notes):
         say(f"note       {note}")
-    if intake.source.transformed:
-        say("note       the data come already transformed: augmentation on the device is off")
-    parameters = sum(parameter.numel() for parameter in training.state.model.parameters())
+    if len(split.val) == 0:
+        say("note       nothing to validate on: the last weights are kept, and no best is chosen")
     spec = training.created.spec
-    say(f"model      {spec.name}, {parameters / 1e6:.2f} M parameters, {spec.img_size} px, {spec.channels} channels")
+    sizes = f"{spec.img_size} px, {counted(spec.channels, 'channel')}"
+    say(f"model      {spec.name}, {num_parameters(training)} parameters, {sizes}")
     for name in SHOWN:
         if name in settings.reasons:
-            say(f"decided    {name} = {settings.values[name]}: {settings.reasons[name]}")
+            say(f"decided    {name} = {as_set(settings.values[name])}: {settings.reasons[name]}")
     epochs = training.total_steps / len(training.batches)
-    say(f"training   {epochs:g} epochs of {len(training.batches)} steps of {settings.values['training.batch_size']}")
+    length = f"{epochs:g} epoch{'' if epochs == 1 else 's'} of {counted(len(training.batches), 'step')}"
+    batch = counted(min(settings.values["training.batch_size"], len(split.train)), "image")
+    say(f"training   {length}, {batch} a step")
     say(f"exactness  {exactness(training, settings)}")
+
+
+def num_parameters(training: Training) -> str:
+    """How many weights there are, as people say it: `1,396`, `11.18 M`."""
+    number = sum(parameter.numel() for parameter in training.state.model.parameters())
+    return f"{number:,}" if number < 1_000_000 else f"{number / 1e6:.2f} M"
+
+
+def as_set(value: object) -> str:
+    """A value as `--set` takes it."""
+    return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def exactness(training: Training, settings: Settings) -> str:

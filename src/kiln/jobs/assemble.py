@@ -72,7 +72,7 @@ def assemble(settings: Settings, intake: Intake, strategy: Strategy, *, resuming
     _set_determinism(settings["run.determinism"])
     created = _created(settings, intake, resuming)
     contract = _contract(settings, created)
-    model = created.model.to(device, memory_format=_memory_format(settings["run.memory_format"]))
+    model = created.model.to(device).to(memory_format=_memory_format(settings["run.memory_format"]))
     bad_files = BadFiles(intake.source.keys, limit=settings["data.max_bad_fraction"] * len(intake.split.train))
     batches = _batches(settings, intake, contract, bad_files, strategy)
     on_device = OnDevice(

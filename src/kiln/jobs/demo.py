@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from pathlib import Path
+from typing import Any
 
 from PIL import Image
 
@@ -34,7 +35,7 @@ def write_digits(folder: Path) -> None:
         raise MissingExtraError("scikit-learn", extra="demo", purpose="the demonstration") from error
     if folder.is_dir():
         return
-    digits = load_digits()
+    digits: Any = load_digits()
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".digits-") as staged:
         whole = Path(staged) / "images"

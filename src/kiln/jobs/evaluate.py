@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from kiln.data.fingerprint import compare_fingerprint
 from kiln.data.source import Source, open_source
 from kiln.data.split import read_split_csv
+from kiln.data.storage import counted, shown
 from kiln.errors import DataError, UsageError
 from kiln.jobs.intake import open_recipe_source
 from kiln.jobs.measure import measure
@@ -63,7 +64,7 @@ def evaluate(
     path = model.path if isinstance(model, Run) else Path(model)
     predictor = load(path, device=device, runtime=runtime, trust=trust)
     source, notes = _source(path, data)
-    targets, class_notes = _targets(predictor, source)
+    targets = _targets(predictor, source)
     indices, split_notes = _indices(path, source, split)
     measured = measure(
         predictor,
@@ -80,7 +81,7 @@ def evaluate(
         "data": source.where,
         "split": split,
         **measured.to_dict(),
-        "notes": [*notes, *class_notes, *split_notes],
+        "notes": [*notes, *split_notes, *_absent_classes(predictor, source, indices)],
     }
     if output is not None:
         write_atomically(Path(output), json.dumps(result, indent=1).encode())
@@ -112,15 +113,18 @@ def _same_place(a: Any, b: str) -> bool:
     return isinstance(a, str | os.PathLike) and os.path.realpath(a) == os.path.realpath(b)
 
 
-def _targets(predictor: Predictor, source: Source) -> tuple[NDArray[Any], list[str]]:
+def _targets(predictor: Predictor, source: Source) -> NDArray[Any]:
     if source.labels is None:
         raise DataError(
             "E204", f"{source.where} has no labels to compare with", hint="kiln predict names their classes"
         )
-    targets = predictor.task.encode(source.labels, predictor.classes, given=source.class_names)
-    present = predictor.task.class_names(source.labels, source.class_names)
-    absent = sorted(set(predictor.classes) - set(present))
-    return targets, [f"classes of the model without a sample here: {', '.join(absent[:10])}"] if absent else []
+    return predictor.task.encode(source.labels, predictor.classes, given=source.class_names)
+
+
+def _absent_classes(predictor: Predictor, source: Source, indices: NDArray[np.int64]) -> list[str]:
+    labels = [source.labels[int(index)] for index in indices] if source.labels is not None else []
+    absent = sorted(set(predictor.classes) - predictor.task.occurring(labels, source.class_names))
+    return [f"{counted(len(absent), 'class')} of the model without a sample here: {shown(absent)}"] if absent else []
 
 
 def _indices(path: Path, source: Source, split: str) -> tuple[NDArray[np.int64], list[str]]:
@@ -132,12 +136,12 @@ def _indices(path: Path, source: Source, split: str) -> tuple[NDArray[np.int64],
     known = np.array([key in recorded for key in source.keys], bool)
     if known.any():
         names = np.array([recorded[key].split if key in recorded else "" for key in source.keys])
-        notes = [] if known.all() else [f"{(~known).sum():,} samples are new since training and in no split"]
+        notes = [] if known.all() else [f"{counted(int((~known).sum()), 'sample')} new since training and in no split"]
         chosen = everything[names == split]
     elif source.splits is not None:
         notes, chosen = [], everything[np.array([name == split for name in source.splits], bool)]
     else:
-        return everything, [f"the data have no splits: all {len(source):,} samples are measured"]
+        return everything, [f"the data have no splits: measured on {counted(len(source), 'sample')}, all there are"]
     if len(chosen) == 0:
         raise DataError(
             "E204",

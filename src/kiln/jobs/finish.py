@@ -8,12 +8,14 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from kiln.data.source import Source
+from kiln.data.storage import counted
 from kiln.jobs.assemble import Training
 from kiln.jobs.intake import Intake
 from kiln.jobs.measure import Measured, measure
 from kiln.jobs.resolve import Settings
 from kiln.observe.progress import Progress
 from kiln.observe.records import write_summary
+from kiln.observe.wording import describe_metrics
 from kiln.run import BAD_FILES, DONE, MODEL, PREDICTIONS, RESULT, Run, set_status, write_atomically, write_json
 from kiln.runtimes import BATCH_SIZE, Predictor, load
 
@@ -27,7 +29,7 @@ def finish(folder: Path, training: Training, intake: Intake, settings: Settings,
     measured: dict[str, Measured] = {}
     for split, indices in (("val", intake.split.val), ("test", intake.split.test)):
         if len(indices):
-            progress.say(f"measuring the best model on {split} ({len(indices):,} samples)")
+            progress.say(f"measuring the best model on {split}, {counted(len(indices), 'image')}")
             measured[split] = measure(
                 predictor,
                 intake.source,
@@ -38,6 +40,7 @@ def finish(folder: Path, training: Training, intake: Intake, settings: Settings,
                 skip_bad=settings["data.bad_files"] == "skip",
                 workers=settings["data.workers"],
             )
+            progress.say(f"{split:<6} {describe_metrics(measured[split].plain_metrics())}")
     result = {
         "step": state.step,
         "best_step": state.tracker.best_step if state.tracker else state.step,
@@ -48,11 +51,11 @@ def finish(folder: Path, training: Training, intake: Intake, settings: Settings,
     }
     if measured:
         write_predictions(folder / PREDICTIONS, list(measured.values())[-1], intake.source, predictor)
-    write_bad_files(folder, _all_bad(folder, training.bad_files.rows()))
+    found_at_the_end = [row for split in measured.values() for row in split.bad_files]
+    write_bad_files(folder, all_bad(folder, [*training.bad_files.rows(), *found_at_the_end]))
     write_summary(folder, Run(folder).metrics())
     write_json(folder / RESULT, "result", result)
     set_status(folder, DONE, step=state.step, reason=state.stop_reason or "done")
-    progress.stop()
 
 
 def _own_code(training: Training) -> tuple[str, ...]:
@@ -83,9 +86,10 @@ def write_bad_files(folder: Path, rows: Sequence[tuple[str, str, str, str]]) -> 
     write_atomically(folder / BAD_FILES, text.getvalue().encode("utf-8", "surrogateescape"))
 
 
-def _all_bad(folder: Path, found: Sequence[tuple[str, str, str, str]]) -> list[tuple[str, str, str, str]]:
-    """What the header check found, and what only decoding showed; each file once."""
-    with (folder / BAD_FILES).open(newline="", encoding="utf-8", errors="surrogateescape") as file:
-        headers = [tuple(row) for row in csv.reader(file)][1:]
-    known = {row[0] for row in headers}
-    return [*headers, *(row for row in found if row[0] not in known)]  # type: ignore[list-item]
+def all_bad(folder: Path, found: Sequence[tuple[str, str, str, str]]) -> list[tuple[str, str, str, str]]:
+    """What `bad_files.csv` lists already, and what only decoding showed; each file once."""
+    listed: list[tuple[str, str, str, str]] = []
+    if (folder / BAD_FILES).exists():
+        with (folder / BAD_FILES).open(newline="", encoding="utf-8", errors="surrogateescape") as file:
+            listed = [(key, split, reason, detail) for key, split, reason, detail in csv.reader(file)][1:]
+    return list({row[0]: row for row in [*reversed(found), *listed]}.values())

@@ -14,6 +14,7 @@ from kiln import tasks
 from kiln.data.audit import BadFile, check_headers
 from kiln.data.source import Source, open_source
 from kiln.data.split import Split, split_source
+from kiln.data.storage import counted, shown
 from kiln.errors import DataError
 from kiln.recipe import Recipe
 
@@ -80,7 +81,8 @@ def take_in(recipe: Recipe, data: Any) -> Intake:
         raise DataError(
             "E204", f"{source.where} has no training samples", hint="a folder called train, or fewer held out"
         )
-    return Intake(source, task, classes, targets, split, (*source.notes, *_split_notes(labels, split)))
+    unseen = _untrained(task, source, labels, split)
+    return Intake(source, task, classes, targets, split, (*source.notes, *_split_notes(split), *unseen))
 
 
 def _class_names(task: tasks.Task, source: Source, labels: Sequence[str]) -> tuple[str, ...]:
@@ -92,37 +94,45 @@ def _class_names(task: tasks.Task, source: Source, labels: Sequence[str]) -> tup
         raise
 
 
-def _split_notes(labels: Sequence[str], split: Split) -> list[str]:
+def _split_notes(split: Split) -> list[str]:
     notes = list(split.notes)
     if split.lent:
-        shown = ", ".join(split.lent[:5]) + (" ..." if len(split.lent) > 5 else "")
-        notes.append(f"{len(split.lent)} samples changed sides so that each class trains and validates: {shown}")
-    trained = {labels[index] for index in split.train}
-    unseen = sorted({labels[index] for index in (*split.val, *split.test)} - trained)
-    if unseen:
-        notes.append(f"labels that never occur in training: {', '.join(unseen[:10])}")
+        moved = f"{counted(len(split.lent), 'sample')} changed sides"
+        notes.append(f"{moved} so that each class trains and validates: {shown(split.lent)}")
     return notes
 
 
-def refuse_bad_headers(
-    source: Source, split: Split, *, max_pixels: int, max_bad_fraction: float, skip_bad: bool, workers: int | None
-) -> list[BadFile]:
-    """Check the header of every file before any time is spent on training.
+def _untrained(task: tasks.Task, source: Source, labels: Sequence[str], split: Split) -> list[str]:
+    def occurring(*parts: Indices) -> frozenset[str]:
+        return task.occurring([labels[int(index)] for part in parts for index in part], source.class_names)
 
-    Returns: what cannot be read, if that may be gone on with.
+    unseen = sorted(occurring(split.val, split.test) - occurring(split.train))
+    return [f"{counted(len(unseen), 'class')} held out but never trained on: {shown(unseen)}"] if unseen else []
+
+
+def check_headers_of(source: Source, split: Split, *, max_pixels: int) -> list[BadFile]:
+    """The files that cannot become images by their headers, before any time is spent on training."""
+    return [
+        bad
+        for name, indices in split.parts().items()
+        for bad in check_headers(source, indices, max_pixels=max_pixels, split=name)
+    ]
+
+
+def refuse_bad_headers(bad: Sequence[BadFile], split: Split, *, max_bad_fraction: float, skip_bad: bool) -> None:
+    """Hold that the bad files may be gone on with.
+
     Raises: DataError: a validation or test file is bad (unless `skip_bad`), or too many training files are.
     """
-    bad: list[BadFile] = []
-    for name, indices in (("train", split.train), ("val", split.val), ("test", split.test)):
-        found = check_headers(source, indices, max_pixels=max_pixels, workers=workers, split=name)
-        bad += found
+    for name, indices in split.parts().items():
+        found = [file for file in bad if file.split == name]
         if name == "train" and len(found) > max_bad_fraction * len(indices):
             raise DataError(
                 "E206",
                 f"{len(found)} of {len(indices)} training files cannot be read",
                 expected=f"at most {max_bad_fraction:.1%} (data.max_bad_fraction)",
                 details=_listed(found),
-                hint="mend or remove them",
+                hint="mend or remove them, or allow more with --set data.max_bad_fraction=0.05",
             )
         if name != "train" and found and not skip_bad:
             raise DataError(
@@ -131,7 +141,6 @@ def refuse_bad_headers(
                 details=_listed(found),
                 hint="mend or remove them, or leave them out and have it said with --bad-files skip",
             )
-    return bad
 
 
 def _listed(bad: Sequence[BadFile]) -> list[str]:

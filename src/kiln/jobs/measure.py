@@ -24,12 +24,20 @@ from kiln.tasks import Task
 
 @dataclass(frozen=True)
 class Measured:
-    """What a model reached on some samples: metrics with intervals, details per class, and every output."""
+    """What a model reached on some samples: metrics with intervals, details per class, and every output.
+
+    `bad_files` are those left out: key, split, reason and detail of each.
+    """
 
     metrics: dict[str, Metric]
     details: dict[str, Any]
     outputs: Outputs
-    skipped: int
+    bad_files: list[tuple[str, str, str, str]]
+
+    @property
+    def skipped(self) -> int:
+        """How many samples could not be read, and are in no number."""
+        return len(self.bad_files)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values: each metric by name with its value, `intervals` beside them."""
@@ -39,6 +47,9 @@ class Measured:
             "intervals": {name: [metric.low, metric.high] for name, metric in self.metrics.items()},
             "n": first.n,
             "skipped": self.skipped,
+            "bad_files": [
+                {"key": key, "reason": reason, "detail": detail} for key, _, reason, detail in self.bad_files
+            ],
             **self.details,
         }
 
@@ -90,7 +101,7 @@ def measure(
         metrics=task.metrics(outputs.logits, outputs.targets, predictor.classes),
         details=task.details(outputs.logits, outputs.targets, predictor.classes),
         outputs=outputs,
-        skipped=len(bad_files.found),
+        bad_files=bad_files.rows(),
     )
 
 

@@ -11,6 +11,7 @@ from typing import Any
 
 from kiln.data.fingerprint import record
 from kiln.data.split import write_split_csv
+from kiln.data.storage import counted
 from kiln.engine import checkpoint
 from kiln.engine.fit import fit
 from kiln.engine.state import State
@@ -21,8 +22,8 @@ from kiln.jobs import launch
 from kiln.jobs.announce import describe
 from kiln.jobs.assemble import Training, assemble, make_strategy, wrap_for_processes
 from kiln.jobs.extend import extended_schedule, extension
-from kiln.jobs.finish import finish, write_bad_files
-from kiln.jobs.intake import Intake, refuse_bad_headers, stem_of, take_in
+from kiln.jobs.finish import all_bad, finish, write_bad_files
+from kiln.jobs.intake import Intake, check_headers_of, refuse_bad_headers, stem_of, take_in
 from kiln.jobs.recorded import changes_of, find_run, recorded_settings
 from kiln.jobs.resolve import Settings, resolve
 from kiln.jobs.save import Saver, bitwise_conditions, environment
@@ -33,6 +34,7 @@ from kiln.recipe import FIELDS, Recipe
 from kiln.recipe.duration import Duration
 from kiln.recipe.trust import code_names, require_trust
 from kiln.run import (
+    BAD_FILES,
     CHECKPOINTS,
     ENVIRONMENT,
     FAILED,
@@ -47,6 +49,7 @@ from kiln.run import (
     clean,
     locked,
     new_folder,
+    remove_unused,
     set_status,
     write_json,
     write_yaml,
@@ -143,7 +146,14 @@ def _start(recipe: Recipe, data: Any, progress: Progress) -> Run:
             folder = new_folder(Path(recipe.run.output), recipe.run.name, stem=stem)
             held.enter_context(locked(folder))
             begin(folder, recipe)
-        return _in_session(folder, settings, intake, progress)
+        try:
+            return _in_session(folder, settings, intake, progress)
+        except Preempted:
+            raise  # to be resumed, if only from its beginning
+        except BaseException:
+            if folder is not None:
+                remove_unused(folder)
+            raise
 
 
 def _resume(
@@ -196,15 +206,22 @@ class _Session:
         """
         try:
             return self._train(named, extend)
+        except Preempted:
+            raise
         except KilnError as error:
-            if not isinstance(error, Preempted):
-                self._set_status(FAILED, reason=error.what, code=error.code)
+            self._set_status(FAILED, reason=error.what, code=error.code)
+            self.progress.note_down(f"failed     {error.code}: {error}")
+            raise
+        except Exception as error:
+            self._set_status(FAILED, reason=f"{type(error).__name__}: {error}")
             raise
         except KeyboardInterrupt as interrupt:
             name = interrupt.signal if isinstance(interrupt, Interrupted) else "SIGINT"
             self._set_status(INTERRUPTED if name == "SIGINT" else PREEMPTED, reason=name)
             step = Run(self.folder).status["step"]
             raise preempted(name, step=step, folder=str(self.folder)) from interrupt
+        finally:
+            self.progress.stop()
 
     def _set_status(self, state: str, **said: Any) -> None:
         if self.strategy.rank == 0:
@@ -243,7 +260,11 @@ class _Session:
             total_steps=training.total_steps, steps_per_epoch=len(training.batches), first_step=state.step
         )
         with heeding_signals(state), closing(log) if log is not None else nullcontext():
-            self._loop(training, saver, log)
+            try:
+                self._loop(training, saver, log)
+            finally:
+                if log is not None and training.bad_files.found:
+                    write_bad_files(folder, all_bad(folder, training.bad_files.rows()))
         return self._leave(training)
 
     def _checkpoint(self, root: Path, named: Path | None) -> checkpoint.Checkpoint | None:
@@ -275,17 +296,16 @@ class _Session:
 
     def _check_files(self) -> None:
         settings = self.settings
-        bad = refuse_bad_headers(
-            self.intake.source,
+        bad = check_headers_of(self.intake.source, self.intake.split, max_pixels=settings.values["data.max_pixels"])
+        if bad:
+            write_bad_files(self.folder, [(file.key, file.split, file.reason, file.detail) for file in bad])
+            self.progress.say(f"bad files  {counted(len(bad), 'file')} cannot be read: {self.folder / BAD_FILES}")
+        refuse_bad_headers(
+            bad,
             self.intake.split,
-            max_pixels=settings.values["data.max_pixels"],
             max_bad_fraction=settings.values["data.max_bad_fraction"],
             skip_bad=settings.values["data.bad_files"] == "skip",
-            workers=None,
         )
-        write_bad_files(self.folder, [(file.key, file.split, file.reason, file.detail) for file in bad])
-        if bad:
-            self.progress.say(f"{len(bad)} files cannot be read; listed in {self.folder / 'bad_files.csv'}")
 
     def _write_down(self, training: Training, data_record: dict[str, Any]) -> None:
         """Everything that was decided, before the first step."""
@@ -309,7 +329,7 @@ class _Session:
         write_split_csv(self.folder / SPLIT, self.intake.source, self.intake.split)
 
     def _loop(self, training: Training, saver: Saver, log: MetricsLog | None) -> None:
-        events = fit(
+        events: Any = fit(  # a generator, which can be closed
             training.state,
             training.step,
             training.batches,
@@ -338,7 +358,6 @@ class _Session:
         if signalled:
             reason = signalled[0]
             self._set_status(INTERRUPTED if reason == "SIGINT" else PREEMPTED, step=state.step, reason=reason)
-            self.progress.stop()
             strategy.gather(None)  # nobody leaves before that is written: torchrun ends the others with the first
             raise preempted(reason, step=state.step, folder=str(self.folder))
         if strategy.rank == 0:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, TextIO
+from typing import TextIO
 
 from kiln.events import EpochDone, Evaluated, Event, Skipped, StepDone, Stopped
+from kiln.observe.records import plain
+from kiln.observe.wording import describe_metric, headline
+from kiln.redact import redact
 from kiln.run import LOG
 
 REFRESH_SECONDS = 0.2
@@ -21,7 +23,9 @@ def make(*, quiet: bool = False, json: bool = False) -> Progress:
 
 
 class Progress:
-    """Consumes events and says in words what happens. Everything but the live line also goes to `log.txt`.
+    """Consumes events and says in words what happens.
+
+    Everything but the live line also goes to `log.txt`, without the secrets that it may hold.
 
     Args:
         stream: where to write.
@@ -35,22 +39,27 @@ class Progress:
         self._held: list[str] = []
         self._shown_at, self._line_is_live = 0.0, False
         self._began, self._first_step, self._samples = time.monotonic(), 0, 0
-        self._total_steps, self._steps_per_epoch, self._train_loss = 1, 1, float("nan")
+        self._total_steps, self._steps_per_epoch = 1, 1
+        self._epoch: EpochDone | None = None  # not told yet: an evaluation at the same step says it on its own line
 
     def open_log(self, folder: Path) -> None:
         """Keep what is said in the run's `log.txt` from now on, and what was said before."""
         self._log = (folder / LOG).open("a", encoding="utf-8")
-        for line in self._held:
-            self._log.write(line + "\n")
-        self._held = []
+        held, self._held = self._held, []
+        for line in held:
+            self.note_down(line)
 
-    def say(self, line: str) -> None:
-        """One line for people."""
+    def note_down(self, line: str) -> None:
+        """One line for `log.txt` alone."""
         if self._log is None:
             self._held.append(line)
         else:
-            self._log.write(line + "\n")
+            self._log.write(redact(line) + "\n")
             self._log.flush()
+
+    def say(self, line: str) -> None:
+        """One line for people."""
+        self.note_down(line)
         if not self.quiet:
             self._clear()
             self.stream.write(line + "\n")
@@ -63,15 +72,19 @@ class Progress:
 
     def __call__(self, event: Event) -> None:
         """Tell an event."""
+        if self._epoch is not None and not isinstance(event, Evaluated):
+            self.say(self._line(self._epoch))
+            self._epoch = None
         match event:
             case StepDone():
                 self._samples += event.num_samples
                 if self._live and time.monotonic() - self._shown_at > REFRESH_SECONDS:
                     self._show(event)
             case EpochDone():
-                self._train_loss = event.train_loss
+                self._epoch = event
             case Evaluated():
-                self.say(self._evaluated(event))
+                self.say(self._line(event))
+                self._epoch = None
             case Skipped():
                 shown = ", ".join(map(str, event.indices[:10]))
                 self.say(f"step {event.step} skipped: {event.reason} (samples {shown or 'unknown'})")
@@ -91,14 +104,14 @@ class Progress:
         """The live line. Reading the loss waits for the device, so it is read only here, a few times a second."""
         rate, eta = self._rate(), self._eta(event.step)
         done = event.step / self._total_steps
-        bar = "█" * int(24 * done) + "░" * (24 - int(24 * done))
+        full, empty = "█░" if "utf" in (self.stream.encoding or "utf-8").lower() else "#."
+        bar = full * int(24 * done) + empty * (24 - int(24 * done))
         epoch = event.step / self._steps_per_epoch
         line = (
             f"{bar} {done:4.0%}  epoch {epoch:.2f}/{self._total_steps / self._steps_per_epoch:g}"
             f"  loss {float(event.loss):.4f}  lr {event.lr:.2e}  {rate:,.0f} img/s  {eta} left"
         )
-        width = _columns()
-        self.stream.write("\r\x1b[K" + line[: width - 1])
+        self.stream.write("\r\x1b[K" + line[: _columns(self.stream) - 1])
         self.stream.flush()
         self._shown_at, self._line_is_live = time.monotonic(), True
 
@@ -107,13 +120,21 @@ class Progress:
             self.stream.write("\r\x1b[K")
             self._line_is_live = False
 
-    def _evaluated(self, event: Evaluated) -> str:
-        total = self._total_steps / self._steps_per_epoch
-        shown = "  ".join(_metric(name, metric) for name, metric in _headline(event.metrics).items())
-        best = "  best" if event.is_best else ""
-        done = event.step / self._steps_per_epoch
-        loss = f"train loss {self._train_loss:.4f}  " if self._train_loss == self._train_loss else ""
-        return f"epoch {done:4.4g}/{total:g}  {loss}val {shown}  {self._rate():,.0f} img/s  {self._eta(event.step)} left{best}"
+    def _line(self, event: EpochDone | Evaluated) -> str:
+        """The end of an epoch, an evaluation, or both in one."""
+        parts = [f"epoch {event.step / self._steps_per_epoch:4.4g}/{self._total_steps / self._steps_per_epoch:g}"]
+        if self._epoch is not None:
+            parts.append(f"train loss {self._epoch.train_loss:.4f}")
+        if isinstance(event, Evaluated):
+            shown = {name: plain(event.metrics[name]) for name in headline(event.metrics)}
+            said = [
+                describe_metric(name, metric["value"] if name == "loss" else metric) for name, metric in shown.items()
+            ]
+            parts.append(f"{event.split} {', '.join(said)}")
+        parts += [f"{self._rate():,.0f} img/s", f"{self._eta(event.step)} left"]
+        if isinstance(event, Evaluated) and event.is_best:
+            parts.append("best")
+        return "  ".join(parts)
 
     def _rate(self) -> float:
         return self._samples / max(time.monotonic() - self._began, 1e-9)
@@ -125,21 +146,9 @@ class Progress:
         return duration((time.monotonic() - self._began) / taken * (self._total_steps - step))
 
 
-def _headline(metrics: Mapping[str, Any]) -> dict[str, Any]:
-    """The first metric and the loss: what a line has room for."""
-    first = next(iter(metrics))
-    return {name: metrics[name] for name in dict.fromkeys((first, "loss")) if name in metrics}
-
-
-def _metric(name: str, metric: Any) -> str:
-    if metric.low is None:
-        return f"{name} {metric.value:.4f}"
-    return f"{name} {metric.value:.4f} ({metric.low:.3f} to {metric.high:.3f})"
-
-
-def _columns() -> int:
+def _columns(stream: TextIO) -> int:
     try:
-        return max(os.get_terminal_size().columns, 40)
+        return max(os.get_terminal_size(stream.fileno()).columns, 40)
     except OSError:
         return 120
 

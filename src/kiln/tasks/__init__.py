@@ -26,6 +26,7 @@ class Task(Protocol):
     @property
     def monitor(self) -> str: ...  # noqa: D102
     def class_names(self, labels: Sequence[str], given: tuple[str, ...] | None = None) -> tuple[str, ...]: ...  # noqa: D102
+    def occurring(self, labels: Sequence[str], given: tuple[str, ...] | None = None) -> frozenset[str]: ...  # noqa: D102
     def encode(  # noqa: D102
         self, labels: Sequence[str], classes: tuple[str, ...], *, given: tuple[str, ...] | None = None
     ) -> NDArray[Any]: ...

@@ -39,6 +39,10 @@ class Classification:
         names = to_names(self._filled(labels), given)
         return check_number(given if given is not None else sort_names(names), 2)
 
+    def occurring(self, labels: Sequence[str], given: tuple[str, ...] | None = None) -> frozenset[str]:
+        """The names that some label says; arguments as for `class_names`. Raises: DataError: a label that is no class."""
+        return frozenset(to_names(labels, given))
+
     def encode(
         self, labels: Sequence[str], classes: tuple[str, ...], *, given: tuple[str, ...] | None = None
     ) -> NDArray[np.int64]:

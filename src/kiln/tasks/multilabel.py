@@ -54,6 +54,10 @@ class Multilabel:
         names = to_names([piece for label in labels for piece in self.pieces(label)], given)
         return check_number(given if given is not None else sort_names(names), 1)
 
+    def occurring(self, labels: Sequence[str], given: tuple[str, ...] | None = None) -> frozenset[str]:
+        """The names that some label holds; arguments as for `class_names`. Raises: DataError: one that is not given."""
+        return frozenset(to_names([piece for label in labels for piece in self.pieces(label)], given))
+
     def encode(
         self, labels: Sequence[str], classes: tuple[str, ...], *, given: tuple[str, ...] | None = None
     ) -> NDArray[np.float32]:
