@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from kiln.cli.app import Json, Quiet, run_command
+from kiln.cli.app import Json, Quiet, Trust, run_command
 from kiln.cli.outcome import train_and_tell
 from kiln.recipe.recipe import parse_changes
 
@@ -29,6 +29,7 @@ def resume(
             "--set", help="Change how the work is done (data.workers, run.device ...).", metavar="FIELD=VALUE"
         ),
     ] = None,
+    trust: Trust = None,
     quiet: Quiet = False,
     json: Json = False,
 ) -> None:
@@ -37,5 +38,5 @@ def resume(
     Nothing that decides the outcome can be changed, except the length by --extend; what only says how the work is
     done can.
     """
-    overrides = parse_changes(changes or ())
+    overrides = parse_changes(changes or ()) | ({"model.trust": list(trust)} if trust else {})
     train_and_tell(data, resume=run_folder, extend=extend, overrides=overrides, quiet=quiet, json=json)
