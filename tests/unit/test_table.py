@@ -227,7 +227,9 @@ def test_integer_labels_and_class_names(photos):
     assert source.class_names == ("cat", "dog")
     (photos / "t.csv").write_text("a.png,0\nb.png,2\nc.png,bird\n")
     with pytest.raises(
-        DataError, match=r"2 rows wrong \(unknown class: 2\)\n  row 2: '2' is no class\n  row 3: 'bird' is no"
+        DataError,
+        match=r"2 rows wrong \(unknown class: 2\)\n  expected: 'cat', 'dog', or a number from 0 to 1\n"
+        r"  row 2: '2' is no class\n  row 3: 'bird' is no",
     ):
         open_source(photos / "t.csv", class_names=["cat", "dog"])
 

@@ -12,6 +12,7 @@ from kiln.data.storage import Storage, counted, is_image_name, shown
 from kiln.errors import DataError
 
 _MOST_WRAPPERS = 3
+_FEW = 0.1  # of all images may lie beside what they belong to, as a cover picture does
 
 
 def flat(storage: Storage) -> Samples:
@@ -38,13 +39,14 @@ def class_folders(storage: Storage) -> Samples:
     """
     names = _images(storage)
     wrapper = wrapping_folder(names)
-    keys = [name[len(wrapper) :] for name in names]
+    keys = [name.removeprefix(wrapper) for name in names]
     split_layout = _has_splits(keys)
     kept, labels, splits, left_out = [], [], [], Counter[str]()
     for name, key in zip(names, keys, strict=True):
         parts = key.split("/")
         split = split_word(parts[0]) if split_layout else None
-        if (split_layout and split is None) or len(parts) < (3 if split_layout else 2):
+        outside = not name.startswith(wrapper) or (split_layout and split is None)
+        if outside or len(parts) < (3 if split_layout else 2):
             left_out[posixpath.dirname(key) or "."] += 1
             continue
         kept.append((key, name))
@@ -72,7 +74,7 @@ def looks_labelled(storage: Storage) -> bool:
     """Whether there are split folders with classes in them, or at least two class folders."""
     names = [name for name in storage.entries if is_image_name(name)]
     wrapper = wrapping_folder(names)
-    keys = [name[len(wrapper) :] for name in names]
+    keys = [name.removeprefix(wrapper) for name in names if name.startswith(wrapper)]
     if _has_splits(keys):
         return True
     classes = {key.split("/", 1)[0] for key in keys if "/" in key}
@@ -82,17 +84,20 @@ def looks_labelled(storage: Storage) -> bool:
 def wrapping_folder(names: Iterable[str]) -> str:
     """The folders around everything, with a `/` at the end, or nothing.
 
-    A folder that holds images directly is a class, so it is no wrapper; nor is one called `train`.
+    A folder that holds images directly is a class, so it is no wrapper, unless they are few beside several folders of
+    images, or lie beside split folders. Nor is a folder called `train` a wrapper.
     """
-    names = list(names)
-    wrapper = ""
+    wrapper, keys = "", list(names)
     for _ in range(_MOST_WRAPPERS):
-        tops = {name[len(wrapper) :].split("/", 1)[0] for name in names}
+        tops = {key.split("/", 1)[0] for key in keys if "/" in key}
         if len(tops) != 1 or split_word(top := tops.pop()):
             break
-        if any(name.count("/", len(wrapper)) < 2 for name in names):
+        inside = [key.removeprefix(top + "/") for key in keys if key.startswith(top + "/")]
+        folders = {key.split("/", 1)[0] for key in inside if "/" in key}
+        strays = len(keys) - sum("/" in key for key in inside)
+        if strays and not _has_splits(inside) and (len(folders) < 2 or strays > _FEW * len(keys)):
             break
-        wrapper += top + "/"
+        wrapper, keys = f"{wrapper}{top}/", inside
     return wrapper
 
 

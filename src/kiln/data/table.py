@@ -13,7 +13,7 @@ from typing import NamedTuple
 from kiln.data.layout import wrapping_folder
 from kiln.data.rows import NOTHING_ASKED, Asked, Table, parse_table
 from kiln.data.samples import Samples, split_word
-from kiln.data.storage import Entry, Storage, counted, is_image_name
+from kiln.data.storage import Entry, Storage, counted, is_image_name, shown
 from kiln.errors import DataError
 
 TABLE_SUFFIXES = (".csv", ".tsv", ".txt")
@@ -122,6 +122,7 @@ class _Problems:
         self.counts: Counter[str] = Counter()
         self.lines: list[str] = []
         self.missing = ""
+        self.expected = ""
 
     def add(self, kind: str, line: str) -> None:
         self.counts[kind] += 1
@@ -138,7 +139,11 @@ class _Problems:
         if self.missing:
             hint = f"names are relative to {self.missing}; --root FOLDER if the images lie elsewhere"
         raise DataError(
-            "E203", f"{where}: {counted(total, 'row')} wrong ({kinds})", details=[*self.lines, *more], hint=hint
+            "E203",
+            f"{where}: {counted(total, 'row')} wrong ({kinds})",
+            expected=self.expected,
+            details=[*self.lines, *more],
+            hint=hint,
         )
 
 
@@ -147,7 +152,7 @@ class _Reading:
 
     def __init__(self, storage: Storage, class_names: tuple[str, ...] | None) -> None:
         self.storage = storage
-        self.classes = None if class_names is None else frozenset(class_names)
+        self.classes = None if class_names is None else dict.fromkeys(class_names)
         self.keys: list[str] = []
         self.names: list[str] = []
         self.entries: list[Entry] = []
@@ -227,6 +232,8 @@ class _Reading:
             return True
         if all(self._is_class(part.strip()) for part in re.split(r"[,;|]", label)):
             return True
+        names = list(self.classes)
+        self.problems.expected = f"{shown(names)}, or a number from 0 to {len(names) - 1}"
         self.problems.add("unknown class", f"{place}: {label!r} is no class")
         return False
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import statistics
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -153,10 +154,22 @@ def sample_headers(source: Source, indices: Indices, *, most: int = 64) -> list[
 
 
 def _channels(headers: list[pixels.Header], scratch: bool) -> tuple[int, str]:
-    grey = bool(headers) and all(h.mode in ("1", "L", "I", "F", "LA") or h.mode.startswith("I;") for h in headers)
+    counts = Counter(map(_channels_of, headers))
+    usual = counts.most_common(1)[0][0] if counts else 3
+    if usual not in (1, 3):
+        return usual, f"the arrays have {usual}"
+    grey = set(counts) == {1}
     if grey and scratch:
         return 1, "the images are grey"
     return 3, "grey images, but the weights were made for colour" if grey else "the images are in colour"
+
+
+def _channels_of(header: pixels.Header) -> int:
+    """Grey or colour, whatever else a file holds (alpha is composited); for arrays, how many they have."""
+    number = header.mode.rpartition("x")[2]
+    if number.isdecimal() and header.format in ("NPY", "array"):
+        return int(number)
+    return 1 if header.mode in ("1", "L", "I", "F", "LA") or header.mode.startswith("I;") else 3
 
 
 def _resolve_batches(settings: Settings, intake: Intake) -> None:
