@@ -125,14 +125,27 @@ def write_atomically(path: Path, data: bytes) -> None:
     Raises: ResourceError: the disk is full or cannot be written.
     """
     staged = path.with_name(f".{path.name}.{os.getpid()}")
+    with writing(path):
+        try:
+            with staged.open("wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            staged.replace(path)
+        except OSError:
+            staged.unlink(missing_ok=True)
+            raise
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Within, an error of the system says which file could not be written.
+
+    Raises: ResourceError: in its place.
+    """
     try:
-        with staged.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        staged.replace(path)
+        yield
     except OSError as error:
-        staged.unlink(missing_ok=True)
         raise ResourceError(
             "E401", f"cannot write {path.name}: {error.strerror or error}", where=str(path.parent)
         ) from error

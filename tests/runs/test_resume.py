@@ -121,18 +121,18 @@ def test_with_every_checkpoint_damaged_nothing_is_made_up(trial):
     assert (status(trial.run)["state"], status(trial.run)["code"]) == ("failed", "E302")
 
 
-def test_a_checkpoint_named_by_its_path_is_that_one_or_an_error(nursery, undisturbed, trial):
+def test_a_checkpoint_named_by_its_path_is_that_one_or_an_error(undisturbed, trial):
     stopped(trial)
     newest, older = (trial.run / "checkpoints" / f"step-{step:08d}" for step in (10, 9))
-    said = nursery.run("resume", older, expect=2)
+    said = trial.resume(place=older, expect=2)
     assert "is not the newest checkpoint of its run" in said
     assert f"newer: {newest}" in said
     flip_a_bit(newest / "model.safetensors")
-    said = nursery.run("resume", newest, expect=4)
+    said = trial.resume(place=newest, expect=4)
     assert "error E302: model.safetensors does not match its checksum" in said
     assert newest.is_dir()
     shutil.rmtree(newest)
-    assert "resumed at step 9;" in nursery.run("resume", older)
+    assert "resumed at step 9;" in trial.resume(place=older)
     assert differing(outcome(trial.run), outcome(undisturbed.run)) == []
 
 
@@ -168,19 +168,19 @@ def outcome_of_stopped(trial):
     return {path: path.read_bytes() for path in trial.run.rglob("*") if path.is_file()}
 
 
-def test_how_the_work_is_done_may_change_also_back_to_the_default(undisturbed, trial, nursery):
+def test_how_the_work_is_done_may_change_also_back_to_the_default(undisturbed, trial):
     trial.go("--set", "checkpoint.keep=9", "--set", "checkpoint.every=1steps", SIGNAL_AT="9:SIGTERM", expect=75)
     assert len(checkpoint.committed_steps(trial.run / "checkpoints")) == 9
-    nursery.run("resume", trial.run, "--set", "checkpoint.keep=2", "--set", "data.workers=1")
+    trial.resume("--set", "checkpoint.keep=2", "--set", "data.workers=1")
     kept = checkpoint.committed_steps(trial.run / "checkpoints")
     assert kept[-2:] == [20, 21]
     assert len(kept) <= 4  # with the best, and the best that the one before knows
     assert differing(outcome(trial.run), outcome(undisturbed.run)) == []
 
 
-def test_extend_goes_on_after_the_end_and_is_logged(nursery, undisturbed, trial):
+def test_extend_goes_on_after_the_end_and_is_logged(undisturbed, trial):
     trial.go()
-    nursery.run("resume", trial.run, "--extend", "2ep")
+    trial.resume("--extend", "2ep")
     run = Run(trial.run)
     assert run.status["step"] == 35
     assert run.resolved["log"] == [{"step": 21, "what": "extended", "from_steps": 21, "to_steps": 35}]
@@ -189,17 +189,17 @@ def test_extend_goes_on_after_the_end_and_is_logged(nursery, undisturbed, trial)
     before = metrics(undisturbed.run)
     assert metrics(trial.run)[: len(before)] == before
     assert steps[20]["lr"] == steps[-1]["lr"] > 0  # a run that had ended goes on at its last rate
-    assert "training   5 epochs of 7 steps, 8 images a step" in nursery.run("resume", trial.run)  # and remembers
+    assert "training   5 epochs of 7 steps, 8 images a step" in trial.resume()  # and remembers
 
 
 def test_an_extended_run_survives_a_stop_too(nursery, image_folder, tmp_path):
     whole, cut = (Trial(nursery, image_folder, tmp_path / name) for name in ("whole", "cut"))
     for trial in (whole, cut):
         trial.go(SIGNAL_AT="12:SIGTERM", expect=75)
-    nursery.run("resume", whole.run, "--extend", "1ep")
-    nursery.run("resume", cut.run, "--extend", "1ep", SIGNAL_AT="4:SIGTERM", expect=75)
+    whole.resume("--extend", "1ep")
+    cut.resume("--extend", "1ep", SIGNAL_AT="4:SIGTERM", expect=75)
     assert status(cut.run)["step"] == 16
-    nursery.run("resume", cut.run)
+    cut.resume()
     assert differing(outcome(cut.run), outcome(whole.run)) == []
     assert outcome(cut.run)["status"] == ("done", 28, "done")
 
@@ -225,7 +225,7 @@ def test_data_that_moved_are_the_same_data(nursery, image_folder, tmp_path, undi
     trial = Trial(nursery, image_folder, tmp_path / "runs")
     trial.go(SIGNAL_AT="10:SIGTERM", expect=75)
     shutil.copytree(image_folder, tmp_path / "moved")
-    nursery.run("train", tmp_path / "moved", "--resume", trial.run)
+    trial.resume("--data", tmp_path / "moved")
     assert differing(outcome(trial.run), outcome(undisturbed.run)) == []
 
 

@@ -137,6 +137,11 @@ class Trial:
         assert status == expect, f"ended with {status} instead of {expect}:\n{child.output}"
         return child.output
 
+    def resume(self, *more: Any, place: Path | None = None, expect: int = 0, **environment: str) -> str:
+        """`kiln resume` of the run, or of one of its checkpoints, to its end; what it said."""
+        arguments = ("resume", place or self.run, "--trust", WATCHED, *more)
+        return self.nursery.run(*arguments, expect=expect, **environment)
+
     def fed(self, number: int, rank: int = 0) -> list[list[str]]:
         """For each training step of the process started as that number, the digests of the rows its model was fed."""
         path = self.output / f"stream-{number}" / f"{rank}.txt"

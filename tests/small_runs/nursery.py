@@ -11,6 +11,7 @@ import gc
 import io
 import json
 import os
+import resource
 import signal
 import sys
 import time
@@ -23,6 +24,7 @@ from PIL import Image
 
 import kiln.cli
 import kiln.cli.train
+import kiln.jobs.save
 import kiln.jobs.train
 import kiln.optim.optimizers
 import kiln.runtimes.torch
@@ -32,6 +34,7 @@ import kiln.tasks.classification
 def serve() -> None:
     torch.set_num_threads(1)
     Image.init()
+    "".encode("utf-8-sig")
     with redirect_stdout(io.StringIO()):
         kiln.cli.main(["recipe", "training.epochs"])  # brings the parser and pydantic
     gc.freeze()
@@ -59,8 +62,7 @@ def start(*, arguments: list[str], output: str, environment: dict[str, str], fol
         if user is not None:
             os.setuid(user)
         os.environ.update(environment)
-        if "DIE_BEFORE_OPERATION" in environment:
-            die_before(int(environment["DIE_BEFORE_OPERATION"]))
+        disturb(environment)
         code = kiln.cli.main(arguments)
     finally:
         sys.stdout.flush()
@@ -77,6 +79,60 @@ def wait(pid: int, seconds: float) -> dict[str, Any]:
             return {"status": os.waitstatus_to_exitcode(status)}
         time.sleep(0.002)
     return {"status": None}
+
+
+def disturb(environment: dict[str, str]) -> None:
+    """What a test wants to happen to the process.
+
+    DIE_BEFORE_OPERATION: `n`, be killed before the n-th file operation.
+    SIGNALS_WHILE_SAVING: a signal that comes with each write of the checkpoint of a step that was asked to stop.
+    SIGNAL_AT_WORD: `word:signal`, a signal that comes when a line with that word was said.
+    LARGEST_FILE: in bytes; a file that would be larger is a full disk.
+    """
+    if "DIE_BEFORE_OPERATION" in environment:
+        die_before(int(environment["DIE_BEFORE_OPERATION"]))
+    if "SIGNALS_WHILE_SAVING" in environment:
+        signal_while_saving(getattr(signal, environment["SIGNALS_WHILE_SAVING"]))
+    if "SIGNAL_AT_WORD" in environment:
+        word, _, name = environment["SIGNAL_AT_WORD"].partition(":")
+        sys.stdout = Listening(sys.stdout, word, getattr(signal, name))
+    if "LARGEST_FILE" in environment:
+        largest = int(environment["LARGEST_FILE"])
+        resource.setrlimit(resource.RLIMIT_FSIZE, (largest, largest))
+
+
+class Listening:
+    """A stream that sends this process a signal after a word was written to it."""
+
+    def __init__(self, stream: Any, word: str, number: int) -> None:
+        self.stream, self.word, self.number = stream, word, number
+
+    def write(self, text: str) -> int:
+        written = self.stream.write(text)
+        if self.word in text:
+            os.kill(os.getpid(), self.number)
+        return written
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.stream, name)
+
+
+def signal_while_saving(number: int) -> None:
+    write, fsync = kiln.jobs.save.checkpoint.write_checkpoint, os.fsync
+
+    def interrupted_fsync(handle: int) -> None:
+        os.kill(os.getpid(), number)
+        fsync(handle)
+
+    def write_checkpoint(root: Any, step: int, *args: Any, **kwargs: Any) -> Any:
+        if step % 7:  # not at the end of an epoch: it is the save of the stop that was asked for
+            os.fsync = interrupted_fsync
+        try:
+            return write(root, step, *args, **kwargs)
+        finally:
+            os.fsync = fsync
+
+    kiln.jobs.save.checkpoint.write_checkpoint = write_checkpoint
 
 
 def die_before(number: int) -> None:

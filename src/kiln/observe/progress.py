@@ -12,7 +12,7 @@ from kiln.events import EpochDone, Evaluated, Event, Skipped, StepDone, Stopped
 from kiln.observe.records import plain
 from kiln.observe.wording import describe_metric, headline
 from kiln.redact import redact
-from kiln.run import LOG
+from kiln.run import LOG, writing
 
 REFRESH_SECONDS = 0.2
 
@@ -44,7 +44,8 @@ class Progress:
 
     def open_log(self, folder: Path) -> None:
         """Keep what is said in the run's `log.txt` from now on, and what was said before."""
-        self._log = (folder / LOG).open("a", encoding="utf-8")
+        with writing(folder / LOG):
+            self._log = (folder / LOG).open("a", encoding="utf-8")
         held, self._held = self._held, []
         for line in held:
             self.note_down(line)
@@ -54,8 +55,9 @@ class Progress:
         if self._log is None:
             self._held.append(line)
         else:
-            self._log.write(redact(line) + "\n")
-            self._log.flush()
+            with writing(Path(self._log.name)):
+                self._log.write(redact(line) + "\n")
+                self._log.flush()
 
     def say(self, line: str) -> None:
         """One line for people."""

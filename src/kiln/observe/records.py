@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from kiln.events import EpochDone, Evaluated, Event, Skipped, StepDone
-from kiln.run import METRICS, SUMMARY, write_atomically
+from kiln.run import METRICS, SUMMARY, write_atomically, writing
 
 
 class MetricsLog:
@@ -27,7 +27,8 @@ class MetricsLog:
 
     def __init__(self, folder: Path, *, every_steps: int) -> None:
         self._path, self._every_steps = folder / METRICS, every_steps
-        self._file = self._path.open("ab")
+        with writing(self._path):
+            self._file = self._path.open("ab")
         self._started = time.monotonic()
 
     def __call__(self, event: Event) -> None:
@@ -47,12 +48,14 @@ class MetricsLog:
 
     def _write(self, event: str, **facts: Any) -> None:
         line = {"event": event, **facts, "seconds": round(time.monotonic() - self._started, 3)}
-        self._file.write(json.dumps(line).encode() + b"\n")
+        with writing(self._path):
+            self._file.write(json.dumps(line).encode() + b"\n")
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint keeps: how much of the file belongs to it, safe on disk."""
-        self._file.flush()
-        os.fsync(self._file.fileno())
+        with writing(self._path):
+            self._file.flush()
+            os.fsync(self._file.fileno())
         return {"bytes": self._file.tell()}
 
     def load_state(self, state: dict[str, Any]) -> None:
@@ -63,7 +66,8 @@ class MetricsLog:
 
     def close(self) -> None:
         """Write what is left."""
-        self._file.close()
+        with writing(self._path):
+            self._file.close()
 
 
 def plain(metric: Any) -> dict[str, Any]:
