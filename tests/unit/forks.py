@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import ctypes
 import os
+import socket
+import threading
 import traceback
 import warnings
 from collections.abc import Callable
@@ -49,3 +51,29 @@ def mount_small_disk(place: Path, *, mib: int) -> None:
     Path("/proc/self/gid_map").write_text(f"0 {gid} 1")
     if libc.mount(b"tmpfs", os.fsencode(place), b"tmpfs", 0, f"size={mib}m".encode()) != 0:
         raise OSError(ctypes.get_errno(), "mount")
+
+
+def together(function: Callable[[int], object], *, num_processes: int = 2) -> list[tuple[int, str]]:
+    """Run `function(rank)` in several children at once, each with the environment that torchrun would give it.
+
+    Returns: as `forked`, for each rank.
+    """
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    results: list[tuple[int, str]] = [(0, "")] * num_processes
+
+    def start(rank: int) -> None:
+        def child() -> object:
+            place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": num_processes, "MASTER_PORT": port}
+            os.environ.update({"MASTER_ADDR": "127.0.0.1", **{name: str(value) for name, value in place.items()}})
+            return function(rank)
+
+        results[rank] = forked(child)
+
+    threads = [threading.Thread(target=start, args=(rank,)) for rank in range(num_processes)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return results

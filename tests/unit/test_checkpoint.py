@@ -133,6 +133,8 @@ def test_a_damaged_newest_is_set_aside_and_the_previous_one_used(two, file, dama
         read_checkpoint(newest)  # asked for by name, it is an error and nothing else is read
     assert caught.value.code == "E302"
     assert str(newest) in str(caught.value)
+    if file != "manifest.json" and damage in (truncate, lengthen):
+        assert "bytes instead of" in str(caught.value)
     assert listing(two) == ["step-00000010", "step-00000020"]
 
     found = newest_checkpoint(two)
