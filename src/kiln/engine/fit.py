@@ -155,7 +155,7 @@ def _length(batches: Iterable[Any]) -> int:
 
 
 def _evaluate(state: State, step: Step, evaluate: Callable[[State], Mapping[str, Any]]) -> Evaluated:
-    step.strategy.broadcast_buffers(state.model)
+    step.strategy.broadcast_buffers(state.evaluated_model())  # running statistics differ by process
     state.evaluated_model().eval()
     metrics = evaluate(state)
     is_best = False
