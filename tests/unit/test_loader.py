@@ -165,7 +165,7 @@ def test_a_bad_sample_is_recorded_once_however_often_it_is_met(copied):
 def test_too_many_bad_files_are_an_error_that_names_them(copied):
     damage(copied, "dots/03.png", "bars/00.jpg", "rings/07.png")
     loader = training_loader(copied, limit=2)
-    with pytest.raises(DataError, match=r"3 train files cannot be read; the limit is 2") as caught:
+    with pytest.raises(DataError, match="3 training files cannot be read; the limit is 2") as caught:
         take(loader.from_step(0), 7)
     assert caught.value.code == "E206"
     assert all(name in str(caught.value) for name in ("dots/03.png", "bars/00.jpg", "rings/07.png"))

@@ -17,6 +17,7 @@ from kiln.batch import Batch
 from kiln.data.images import BadSample, Images
 from kiln.data.prefetch import prefetched
 from kiln.data.sampler import Cut, Shuffle
+from kiln.data.storage import counted
 from kiln.errors import DataError
 
 
@@ -25,7 +26,7 @@ class BadFiles:
 
     Args:
         keys: names of the source's samples.
-        limit: more than this many is an error.
+        limit: more unreadable training samples than this are an error; held-out ones are an error or skipped at will.
     """
 
     def __init__(self, keys: tuple[str, ...], *, limit: float = float("inf")) -> None:
@@ -38,11 +39,11 @@ class BadFiles:
         Raises: DataError: there are too many.
         """
         self.found.setdefault(index, (split, error.reason, error.detail))
-        bad = [i for i, (where, _, _) in self.found.items() if where == split]
-        if len(bad) > self.limit:
+        bad = [i for i, (where, _, _) in self.found.items() if where == "train"]
+        if split == "train" and len(bad) > self.limit:
             raise DataError(
                 "E206",
-                f"{len(bad)} {split} files cannot be read; the limit is {int(self.limit)}",
+                f"{counted(len(bad), 'training file')} cannot be read; the limit is {int(self.limit)}",
                 details=[f"{self.keys[i]}: {self.found[i][1]} ({self.found[i][2]})" for i in bad[:20]],
                 hint="mend or remove them, or allow more with --set data.max_bad_fraction=0.05",
             )

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import csv
 import io
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
 from kiln.data.source import Source
 from kiln.data.storage import counted
+from kiln.errors import DataError
 from kiln.jobs.assemble import Training
 from kiln.jobs.intake import Intake
 from kiln.jobs.measure import Measured, measure
@@ -30,16 +32,19 @@ def finish(folder: Path, training: Training, intake: Intake, settings: Settings,
     for split, indices in (("val", intake.split.val), ("test", intake.split.test)):
         if len(indices):
             progress.say(f"measuring the best model on {split}, {counted(len(indices), 'image')}")
-            measured[split] = measure(
-                predictor,
-                intake.source,
-                indices,
-                intake.targets,
-                split=split,
-                batch_size=BATCH_SIZE,
-                skip_bad=settings["data.bad_files"] == "skip",
-                workers=settings["data.workers"],
-            )
+            try:
+                measured[split] = measure(
+                    predictor,
+                    intake.source,
+                    indices,
+                    intake.targets,
+                    split=split,
+                    batch_size=BATCH_SIZE,
+                    skip_bad=settings["data.bad_files"] == "skip",
+                    workers=settings["data.workers"],
+                )
+            except DataError as error:
+                raise _after_training(error, folder, split) from error
             progress.say(f"{split:<6} {describe_metrics(measured[split].plain_metrics())}")
     result = {
         "step": state.step,
@@ -56,6 +61,18 @@ def finish(folder: Path, training: Training, intake: Intake, settings: Settings,
     write_summary(folder, Run(folder).metrics())
     write_json(folder / RESULT, "result", result)
     set_status(folder, DONE, step=state.step, reason=state.stop_reason or "done")
+
+
+def _after_training(error: DataError, folder: Path, split: str) -> DataError:
+    """The same error, with what it does not undo."""
+    return DataError(
+        error.code,
+        error.what,
+        where=error.where,
+        details=error.details,
+        kept=f"the trained model, {folder / MODEL}",
+        hint=f"kiln evaluate {shlex.quote(str(folder))} --split {split} --bad-files skip",
+    )
 
 
 def _own_code(training: Training) -> tuple[str, ...]:

@@ -204,6 +204,8 @@ class _Session:
             named: the one checkpoint to go on from; the newest whole one otherwise.
             extend: train this much longer.
         """
+        if self.strategy.rank == 0:
+            self.progress.open_log(self.folder)
         try:
             return self._train(named, extend)
         except Preempted:
@@ -254,7 +256,6 @@ class _Session:
         wrap_for_processes(training)
         if strategy.rank == 0:
             self._write_down(training, data_record)
-            self.progress.open_log(folder)
             describe(training, settings, self.intake, self.progress)
         self.progress.start(
             total_steps=training.total_steps, steps_per_epoch=len(training.batches), first_step=state.step
