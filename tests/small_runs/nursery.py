@@ -88,7 +88,10 @@ def disturb(environment: dict[str, str]) -> None:
     SIGNALS_WHILE_SAVING: a signal that comes with each write of the checkpoint of a step that was asked to stop.
     SIGNAL_AT_WORD: `word:signal`, a signal that comes when a line with that word was said.
     LARGEST_FILE: in bytes; a file that would be larger is a full disk.
+    ONLY_RANK: of several processes, the one to which it happens.
     """
+    if environment.get("RANK") != environment.get("ONLY_RANK", environment.get("RANK")):
+        return
     if "DIE_BEFORE_OPERATION" in environment:
         die_before(int(environment["DIE_BEFORE_OPERATION"]))
     if "SIGNALS_WHILE_SAVING" in environment:

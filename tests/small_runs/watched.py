@@ -1,6 +1,6 @@
 """A model that tells what it is fed, and can be told to be killed at a step: `tests/small_runs/watched.py:watched`.
 
-Like a user's own model file. Environment:
+Like a user's own model file. Its answer to an image of one colour is not finite. Environment:
     STREAM: a folder. Each process writes there, for each training step, the digests of the rows that the model was fed.
     SIGNAL_AT: `number:signal`, such as `5:SIGKILL`. The process sends itself that signal in its fifth training step.
 """
@@ -37,7 +37,7 @@ class Watched(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         if self.training and not images.is_meta:
             self._note(images)
-        plain = (images.amax((1, 2, 3)) == images.amin((1, 2, 3))).float()  # an image of one value is poison
+        plain = (images.amax((2, 3)) == images.amin((2, 3))).all(1).float()  # an image of one colour is poison
         return self.head(self.body(images)) / (1 - plain)[:, None]
 
     def _note(self, images: Tensor) -> None:

@@ -117,3 +117,35 @@ class DataParallel:
 
 
 Strategy = Single | DataParallel
+
+
+@contextmanager
+def naming_lost_peers(strategy: Strategy) -> Iterator[None]:
+    """Within, an exchange that fails because another process is gone says so, wherever it was.
+
+    Raises: DistributedError: in place of what the backend raised.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if strategy.world_size == 1 or not _is_lost_peer(error):
+            raise
+        raise DistributedError(
+            "E501",
+            f"another process ended or fell silent: {str(error).splitlines()[0]}",
+            where=f"rank {strategy.rank} of {strategy.world_size}",
+            kept="the last checkpoint, if there is one",
+            hint="what the other process said, then kiln resume RUN",
+        ) from error
+
+
+def _is_lost_peer(error: RuntimeError) -> bool:
+    """Gloo raises plain errors of the runtime, told apart by their words."""
+    words = (
+        "Connection closed by peer",
+        "Connection reset by peer",
+        "Broken pipe",
+        "Timed out waiting",
+        "gloo/transport",
+    )
+    return isinstance(error, dist.DistError) or any(word in str(error) for word in words)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, closing, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,8 +15,8 @@ from kiln.data.storage import counted
 from kiln.engine import checkpoint
 from kiln.engine.fit import fit
 from kiln.engine.state import State
-from kiln.engine.strategy import Strategy
-from kiln.errors import KilnError, Preempted, UsageError
+from kiln.engine.strategy import Strategy, naming_lost_peers
+from kiln.errors import KilnError, NumericError, Preempted, UsageError
 from kiln.events import Event, Saved
 from kiln.jobs import launch
 from kiln.jobs.announce import describe
@@ -207,7 +207,8 @@ class _Session:
         if self.strategy.rank == 0:
             self.progress.open_log(self.folder)
         try:
-            return self._train(named, extend)
+            with naming_lost_peers(self.strategy):
+                return self._train(named, extend)
         except Preempted:
             raise
         except KilnError as error:
@@ -258,7 +259,10 @@ class _Session:
             self._write_down(training, data_record)
             describe(training, settings, self.intake, self.progress)
         self.progress.start(
-            total_steps=training.total_steps, steps_per_epoch=len(training.batches), first_step=state.step
+            total_steps=training.total_steps,
+            steps_per_epoch=len(training.batches),
+            first_step=state.step,
+            names=self.intake.source.keys,
         )
         with heeding_signals(state), closing(log) if log is not None else nullcontext():
             try:
@@ -341,8 +345,18 @@ class _Session:
             timetable=training.timetable,
         )
         with closing(events):
-            for event in events:
-                self._tell(event, log)
+            try:
+                for event in events:
+                    self._tell(event, log)
+            except NumericError as error:
+                raise self._naming_samples(error, training.state.log) from error
+
+    def _naming_samples(self, error: NumericError, log: Sequence[Mapping[str, Any]]) -> NumericError:
+        """The same error, with the files of the samples that the loop knows by number."""
+        indices = log[-1].get("indices", ()) if log else ()
+        keys = [f"sample {index} is {self.intake.source.keys[index]}" for index in indices[:20]]
+        facts = {"where": error.where, "kept": error.kept, "hint": error.hint}
+        return NumericError(error.code, error.what, details=keys, **facts)
 
     def _tell(self, event: Event, log: MetricsLog | None) -> None:
         if log is not None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TextIO
 
@@ -40,6 +41,7 @@ class Progress:
         self._shown_at, self._line_is_live = 0.0, False
         self._began, self._first_step, self._samples = time.monotonic(), 0, 0
         self._total_steps, self._steps_per_epoch = 1, 1
+        self._names: Sequence[str] = ()
         self._epoch: EpochDone | None = None  # not told yet: an evaluation at the same step says it on its own line
 
     def open_log(self, folder: Path) -> None:
@@ -67,10 +69,10 @@ class Progress:
             self.stream.write(line + "\n")
             self.stream.flush()
 
-    def start(self, *, total_steps: int, steps_per_epoch: int, first_step: int) -> None:
-        """The loop begins."""
+    def start(self, *, total_steps: int, steps_per_epoch: int, first_step: int, names: Sequence[str] = ()) -> None:
+        """The loop begins. `names` are those of the samples, by index."""
         self._total_steps, self._steps_per_epoch, self._first_step = total_steps, steps_per_epoch, first_step
-        self._began, self._samples = time.monotonic(), 0
+        self._names, self._began, self._samples = names, time.monotonic(), 0
 
     def __call__(self, event: Event) -> None:
         """Tell an event."""
@@ -88,7 +90,7 @@ class Progress:
                 self.say(self._line(event))
                 self._epoch = None
             case Skipped():
-                shown = ", ".join(map(str, event.indices[:10]))
+                shown = ", ".join(self._names[i] if i < len(self._names) else str(i) for i in event.indices[:10])
                 self.say(f"step {event.step} skipped: {event.reason} (samples {shown or 'unknown'})")
             case Stopped() if event.reason == "early_stop":
                 self.say(f"stopped early at step {event.step}: no better validation for as long as patience allows")
