@@ -158,6 +158,14 @@ def test_one_poisoned_sample_is_skipped_by_all_and_named(nursery, image_folder, 
     assert gap(two, one) < 1e-6
 
 
+def test_a_process_without_samples_is_not_poisoned_by_those_of_other_steps(nursery, image_folder, tmp_path):
+    """Seed 22 puts the poison first in the order of the epoch."""
+    data = with_white_images(image_folder, tmp_path, per_class=0.25)
+    trial = Trial(nursery, data, tmp_path / "runs", *EXACT, "-b", 1, "--epochs", "8steps", "--seed", 22)
+    Group(trial).wait(0, 0)
+    assert [line["step"] for line in metrics(trial.run) if line["event"] == "skipped"] == [1]
+
+
 def test_poison_in_every_step_stops_all_with_the_samples_named(nursery, image_folder, tmp_path):
     trial = Trial(nursery, with_white_images(image_folder, tmp_path, per_class=16), tmp_path / "runs")
     said = Group(trial).wait(7, 7)

@@ -177,8 +177,9 @@ class TrainLoader:
         with self._lock:
             order = self.shuffle.epoch(epoch)
         placeholder = len(positions) == 0
-        if placeholder:  # more processes than samples: go through the motions with a row that weighs nothing
-            positions = np.zeros(1, np.int64)
+        if placeholder:  # more processes than samples: go through the motions with a row that weighs nothing; one of
+            # the step's own, because even without weight a row that is not finite makes the step bad
+            positions = np.array([step % self.cut.steps_per_epoch * self.cut.batch_size], np.int64)
         indices = order[positions]
         keys = self.keys[indices]
         draws = self.assembler.images.draw(self.shuffle.seed, epoch, keys)
