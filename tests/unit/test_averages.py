@@ -95,3 +95,22 @@ def test_a_resumed_average_goes_on_as_the_undisturbed_one():
     assert whole.updates == resumed.updates == 9
     for mine, theirs in zip(whole.module.state_dict().values(), resumed.module.state_dict().values(), strict=True):
         assert torch.equal(mine, theirs)
+
+
+@pytest.mark.parametrize("decay", [0.3, 0.99])
+def test_an_update_that_the_device_decides_is_the_same_one_or_none(decay):
+    """On an accelerator the host does not know whether the step was good."""
+    model, other = moving(), moving()
+    decided, plain = Ema(model, decay=decay), Ema(other, decay=decay)
+    for step, bad in enumerate([0.0, 1.0, 0.0, 1.0, 1.0, 0.0, 0.0]):
+        before = {name: tensor.clone() for name, tensor in decided.module.state_dict().items()}
+        if not bad:
+            walk(model, step)
+            walk(other, step)
+            plain.update()
+        decided.update(unless=torch.tensor(bad))
+        if bad:
+            assert all(torch.equal(before[name], tensor) for name, tensor in decided.module.state_dict().items())
+    assert decided.state()["updates"] == plain.state()["updates"] == 4
+    for mine, theirs in zip(decided.module.state_dict().values(), plain.module.state_dict().values(), strict=True):
+        assert torch.allclose(mine, theirs, rtol=0, atol=1e-6)
