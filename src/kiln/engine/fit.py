@@ -12,11 +12,12 @@ import torch
 
 from kiln.batch import Batch, as_batch
 from kiln.engine.codec import require_encodable
-from kiln.engine.guard import FlagReader, Flags
+from kiln.engine.guard import LateReader, Reading
 from kiln.engine.state import State
 from kiln.engine.step import Step
 from kiln.errors import NumericError, UsageError
 from kiln.events import EpochDone, Evaluated, Event, Saved, Skipped, StepDone, Stopped
+from kiln.losses.contract import as_terms
 from kiln.optim.schedules import Schedule, set_rates
 
 
@@ -79,7 +80,7 @@ def fit(
     """
     timetable = timetable or Timetable()
     steps_per_epoch = _length(batches)
-    reader = FlagReader(state.device)
+    reader = LateReader(state.device)
     alone = step.strategy.world_size == 1
     state.model.train()
     if save is not None:
@@ -94,8 +95,7 @@ def fit(
         state.wants_save = timetable.is_overdue()
         measured = step(state, batch)
         state.step += 1
-        flags_read = reader.push(state.step, measured.flags, batch.indices)
-        state.add_loss(measured.loss, measured.weight, measured.flags)
+        readings = reader.push(state.step, measured, batch.indices)
         yield StepDone(state.step, state.epoch, measured.loss, lr, len(batch))
 
         # With several processes a wish is heeded when all have heard of it, at the same step everywhere.
@@ -104,15 +104,20 @@ def fit(
         evaluates = evaluate is not None and timetable.is_time("evaluate", state.step, total_steps)
         saves = timetable.is_time("save", state.step, total_steps) or (alone and state.wants_save)
         if ends_epoch or evaluates or saves or stops:
-            flags_read += reader.flush()
-        for flags in flags_read:
-            stops, saves = stops or flags.stop, saves or flags.save
-            yield from _heed(state, step, batches, flags)
+            readings += reader.flush()
+        for reading in readings:
+            stops, saves = stops or reading.stop, saves or reading.save
+            if reading.stop:
+                state.request_stop("another process asked to stop")
+            if reading.bad:
+                yield _skipped(state, step, batches, reading)
+            else:
+                state.skipped_in_a_row = 0
+                state.add_loss(reading.loss, reading.weight)
 
         if ends_epoch:
             state.epoch += 1
-            yield EpochDone(state.epoch, state.step, state.mean_loss())
-            state.reset_running_loss()
+            yield EpochDone(state.epoch, state.step, state.take_mean_loss())
         if evaluate is not None and evaluates:
             event = _evaluate(state, step, evaluate)
             stops = stops or (state.tracker is not None and state.tracker.exhausted)
@@ -171,30 +176,25 @@ def _evaluate(state: State, step: Step, evaluate: Callable[[State], Mapping[str,
     return Evaluated(state.step, state.epoch, "val", metrics, is_best)
 
 
-def _heed(state: State, step: Step, batches: Iterable[Any], flags: Flags) -> Iterator[Event]:
-    """Act on what all processes know of a step."""
-    if flags.stop:
-        state.request_stop("another process asked to stop")
-    if not flags.bad:
-        state.skipped_in_a_row = 0
-        return
+def _skipped(state: State, step: Step, batches: Iterable[Any], reading: Reading) -> Skipped:
+    """Record that the guard skipped a step, and find the samples at fault by making its batch again."""
     state.skipped += 1
     state.skipped_in_a_row += 1
-    indices = () if flags.indices is None else tuple(int(i) for i in flags.indices)
+    indices = () if reading.indices is None else tuple(int(i) for i in reading.indices)
     if hasattr(batches, "at"):
-        rows = guilty_rows(state, step, batches.at(flags.step - 1))  # type: ignore[attr-defined]
-        shares = step.strategy.gather([indices[row] for row in rows])
+        rows = guilty_rows(state, step, batches.at(reading.step - 1))  # type: ignore[attr-defined]
+        shares = step.strategy.gather([indices[row] for row in rows] if indices else [])
         indices = tuple(index for share in shares for index in share) or indices
-    state.decide("skipped", bad_step=flags.step, indices=list(indices))
+    state.decide("skipped", bad_step=reading.step, indices=list(indices))
     if state.skipped_in_a_row > MAX_SKIPPED_IN_A_ROW:
         raise NumericError(
             "E601",
             f"{state.skipped_in_a_row} steps in a row had a loss or gradient that is not finite",
-            where=f"step {flags.step}, samples {', '.join(map(str, indices[:20])) or 'unknown'}",
+            where=f"step {reading.step}, samples {', '.join(map(str, indices[:20])) or 'unknown'}",
             kept="the last checkpoint; the weights have not moved since the first of those steps",
             hint="a lower --lr, --precision fp32, or --clip-grad 1; look at those samples",
         )
-    yield Skipped(flags.step, "the loss or a gradient is not finite", indices)
+    return Skipped(reading.step, "the loss or a gradient is not finite", indices)
 
 
 @torch.no_grad()
@@ -204,9 +204,8 @@ def guilty_rows(state: State, step: Step, batch: Batch) -> list[int]:
     state.model.eval()
     rows = []
     for row in range(len(batch)):
-        one = step.forward_loss(state, batch.cut(row, row + 1))
-        values = one.values if hasattr(one, "values") else one
-        if not torch.isfinite(values).all():
+        one = as_terms(step.forward_loss(state, batch.cut(row, row + 1)), 1)
+        if not torch.isfinite(one.values).all():
             rows.append(row)
     state.model.train(training)
     return rows

@@ -1,101 +1,115 @@
 """The step guard: a step with a non-finite loss or gradient changes nothing, and everybody hears of it.
 
-The check stays on the device and fused optimizers skip the step by themselves. The flags are read some steps later, so
-that nothing waits for an accelerator; the lag is the same on all processes.
+On an accelerator the check stays there and fused optimizers skip the step by themselves; what was measured is read some
+steps later, so that nothing waits. The lag is the same on all processes. On the CPU the host decides at once.
 """
 
 from __future__ import annotations
 
 from collections import deque
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 ACCELERATOR_LAG_STEPS = 8
+ALIGNMENT = 64  # bytes: a cache line, and more than any kernel asks for
 
 
 class BufferGuard:
-    """Puts float buffers (running statistics) back when a step turns out bad, without asking the host.
+    """Puts buffers (running statistics and their counters) back when a step turns out bad.
 
-    The buffers become views of one flat tensor per dtype, so that saving and choosing are one operation each.
+    The buffers become views of one flat tensor of bytes, so that saving and choosing are one operation each.
     """
 
     def __init__(self, model: nn.Module) -> None:
-        self._flat: list[Tensor] = []
-        by_dtype: dict[torch.dtype, list[tuple[nn.Module, str, Tensor]]] = {}
+        places: dict[Tensor, list[tuple[nn.Module, str]]] = {}  # a buffer may have several
         for module in model.modules():
             for name, buffer in module.named_buffers(recurse=False):
-                if buffer.is_floating_point() and buffer.numel():
-                    by_dtype.setdefault(buffer.dtype, []).append((module, name, buffer))
-        for members in by_dtype.values():
-            flat = torch.cat([buffer.detach().reshape(-1) for _, _, buffer in members])
-            start = 0
-            for module, name, buffer in members:
-                module._buffers[name] = flat[start : start + buffer.numel()].view(buffer.shape)
-                start += buffer.numel()
-            self._flat.append(flat)
-        self._saved: list[Tensor] = []
+                places.setdefault(buffer, []).append((module, name))
+        device = next(iter(places)).device if places else None
+        sizes = [-(-buffer.nbytes // ALIGNMENT) * ALIGNMENT for buffer in places]
+        self._flat = torch.zeros(sum(sizes), dtype=torch.uint8, device=device)
+        self._saved = torch.zeros_like(self._flat)
+        for (buffer, owners), part in zip(places.items(), self._flat.split(sizes), strict=True):
+            # `.data`, because plain views would share one version counter, and autograd would take a change of any
+            # buffer for a change of those that it saved.
+            view = part[: buffer.nbytes].view(buffer.dtype).view(buffer.shape).data
+            view.copy_(buffer)
+            for module, name in owners:
+                module._buffers[name] = view
 
     def save(self) -> None:
         """Remember the buffers as they are before a step."""
-        self._saved = [flat.clone() for flat in self._flat]
+        self._saved.copy_(self._flat)
 
     def restore(self) -> None:
-        """Put them back unconditionally (after running out of memory)."""
-        for flat, saved in zip(self._flat, self._saved, strict=True):
-            flat.copy_(saved)
+        """Put them back."""
+        self._flat.copy_(self._saved)
 
     def restore_if(self, bad: Tensor) -> None:
-        """Put them back where `bad` (0-d) is not zero; decided on the device."""
-        for flat, saved in zip(self._flat, self._saved, strict=True):
-            torch.where(bad > 0, saved, flat, out=flat)
+        """Put them back where `bad` (0-d) is not zero; decided on the device, without asking the host."""
+        torch.where(bad > 0, self._saved, self._flat, out=self._flat)
 
 
-@dataclass(slots=True, frozen=True)
-class Flags:
-    """What all processes know of a step: whether it was bad, whether anyone wants to stop or to save."""
+class Reading(NamedTuple):
+    """What all processes know of a step, on the host.
+
+    Was it bad, its mean loss and the weight of that, does anyone want to stop or to save, and which samples this process had.
+    """
 
     step: int
     bad: bool
+    loss: float
+    weight: float
     stop: bool
     save: bool
     indices: Any
 
 
-class FlagReader:
-    """Reads the flags of a step a fixed number of steps after they were made.
+_Unread = tuple[int, Sequence[Tensor | float], Tensor | None, torch.Event | None, Any]
 
-    They are `bad` alone (one process), or `[bad, stop, save]` summed over all processes.
-    """
+
+class LateReader:
+    """Reads what steps measured, a fixed number of steps after they were taken."""
 
     def __init__(self, device: torch.device) -> None:
         self.lag_steps = 0 if device.type == "cpu" else ACCELERATOR_LAG_STEPS
         self._device = device
-        self._queue: deque[tuple[int, Tensor, torch.Event | None, Any]] = deque()
+        self._queue: deque[_Unread] = deque()
 
-    def push(self, step: int, vector: Tensor, indices: Any) -> list[Flags]:
-        """Add the flags of a step; returns those that are old enough to be read."""
-        event = None
+    def push(self, step: int, numbers: Sequence[Tensor | float], indices: Any) -> list[Reading]:
+        """Add what a step measured.
+
+        Args:
+            step: its number.
+            numbers: bad, loss, weight, stop, save: tensors where only the device knows.
+            indices: of the samples in it.
+        Returns: the readings of the steps that are old enough.
+        """
+        copied, event = None, None
         if self.lag_steps:
-            host = torch.empty(vector.shape, dtype=vector.dtype, pin_memory=True)
-            vector = host.copy_(vector, non_blocking=True)
+            on_device = torch.stack([number for number in numbers if isinstance(number, Tensor)])
+            copied = torch.empty(on_device.shape, dtype=on_device.dtype, pin_memory=True)
+            copied.copy_(on_device, non_blocking=True)
             event = torch.Event(self._device)
             event.record()
-        self._queue.append((step, vector, event, indices))
+        self._queue.append((step, numbers, copied, event, indices))
         return self._read(self.lag_steps)
 
-    def flush(self) -> list[Flags]:
+    def flush(self) -> list[Reading]:
         """Read all that is left; waits for the device."""
         return self._read(0)
 
-    def _read(self, leave: int) -> list[Flags]:
-        ready: list[Flags] = []
+    def _read(self, leave: int) -> list[Reading]:
+        ready: list[Reading] = []
         while len(self._queue) > leave:
-            step, vector, event, indices = self._queue.popleft()
-            if event is not None:
+            step, numbers, copied, event, indices = self._queue.popleft()
+            if event is not None and copied is not None:
                 event.synchronize()
-            bad, stop, save = vector.tolist() if vector.ndim else (vector.item(), 0.0, 0.0)
-            ready.append(Flags(step, bad > 0, stop > 0, save > 0, indices))
+                values = iter(copied.tolist())
+                numbers = [next(values) if isinstance(number, Tensor) else number for number in numbers]
+            bad, loss, weight, stop, save = map(float, numbers)
+            ready.append(Reading(step, bad > 0, loss, weight, stop > 0, save > 0, indices))
         return ready

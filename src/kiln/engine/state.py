@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -78,8 +79,8 @@ class State:
         parts: further stateful parts under fixed names.
         step: optimizer steps done; also the next step's number.
         epoch: epochs completed.
-        loss_sum: sum over samples of the loss since the epoch began, on the device.
-        weight_sum: sum of those samples' weights, on the device.
+        loss_sum: sum over samples of the loss since the epoch began, as far as it was read from the device.
+        weight_sum: sum of those samples' weights.
         skipped: steps skipped by the guard in this run.
         skipped_in_a_row: the same, since the last good step.
         log: decisions taken on the way, each stamped with its step.
@@ -93,8 +94,8 @@ class State:
     parts: dict[str, Part] = field(default_factory=dict)
     step: int = 0
     epoch: int = 0
-    loss_sum: Tensor = field(init=False)
-    weight_sum: Tensor = field(init=False)
+    loss_sum: float = 0.0
+    weight_sum: float = 0.0
     skipped: int = 0
     skipped_in_a_row: int = 0
     log: list[dict[str, Any]] = field(default_factory=list)
@@ -106,24 +107,17 @@ class State:
         self.device = next(self.model.parameters()).device
         # Before any wrapper: DistributedDataParallel remembers the buffers that it finds.
         self.buffers = BufferGuard(self.model)
-        self.reset_running_loss()
 
-    def reset_running_loss(self) -> None:
-        """Start the running loss of an epoch afresh."""
-        precise = torch.float32 if self.device.type == "mps" else torch.float64
-        self.loss_sum = torch.zeros((), dtype=precise, device=self.device)
-        self.weight_sum = torch.zeros((), dtype=precise, device=self.device)
+    def add_loss(self, mean: float, weight: float) -> None:
+        """Add a good step's mean loss to the running loss of the epoch."""
+        self.loss_sum += mean * weight
+        self.weight_sum += weight
 
-    def add_loss(self, loss: Tensor, weight: Tensor | float, bad: Tensor) -> None:
-        """Add a step's mean loss to the running loss of the epoch, on the device; a bad step adds nothing."""
-        bad = bad if bad.ndim == 0 else bad[0]
-        good = 1.0 - bad
-        self.loss_sum += torch.where(bad > 0, bad, loss) * (good * weight)
-        self.weight_sum += good * weight
-
-    def mean_loss(self) -> float:
-        """The running loss of the epoch so far; waits for the device. NaN when nothing was added."""
-        return float(self.loss_sum / self.weight_sum)
+    def take_mean_loss(self) -> float:
+        """The mean loss of the epoch that ends, and start afresh. NaN when every step was skipped."""
+        mean = self.loss_sum / self.weight_sum if self.weight_sum else math.nan
+        self.loss_sum = self.weight_sum = 0.0
+        return mean
 
     def request_stop(self, reason: str) -> None:
         """Ask the loop to stop at the next step boundary, after saving. The first reason stands."""
@@ -145,8 +139,8 @@ class State:
             "progress": {
                 "step": self.step,
                 "epoch": self.epoch,
-                "loss_sum": float(self.loss_sum),
-                "weight_sum": float(self.weight_sum),
+                "loss_sum": self.loss_sum,
+                "weight_sum": self.weight_sum,
                 "skipped": self.skipped,
                 "skipped_in_a_row": self.skipped_in_a_row,
                 "log": list(self.log),
@@ -175,9 +169,7 @@ class State:
         load_optimizer_state(self.model, self.optimizer, tree["optimizer"])
         progress = tree["progress"]
         self.step, self.epoch = progress["step"], progress["epoch"]
-        self.reset_running_loss()
-        self.loss_sum += progress["loss_sum"]
-        self.weight_sum += progress["weight_sum"]
+        self.loss_sum, self.weight_sum = progress["loss_sum"], progress["weight_sum"]
         self.skipped, self.skipped_in_a_row = progress["skipped"], progress["skipped_in_a_row"]
         self.log = list(progress["log"])
         for name, part in self.parts.items():

@@ -6,9 +6,8 @@ guard, running out of memory) is here, once. Distillation or a sharpness-aware s
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -25,17 +24,18 @@ from kiln.random import Purpose, bits
 ForwardLoss = Callable[[State, Batch], Any]
 
 
-@dataclass(slots=True, frozen=True)
-class Measured:
-    """What a step measured, all on the device.
+class Measured(NamedTuple):
+    """What a step measured, on the device and over all processes.
 
-    `loss` is the weighted mean over the global batch, `weight` the sum of its weights. `flags` is 1 when the step was
-    skipped; with several processes it is the vector [skipped, stop, save], summed over them.
+    `loss` is the weighted mean over the global batch, `weight` the sum of its weights. The others are not zero where the
+    guard refused the step, and where a process wishes to stop or to save. Numbers that the host knows are floats.
     """
 
+    bad: Tensor | float
     loss: Tensor
     weight: Tensor | float
-    flags: Tensor
+    stop: Tensor | float = 0.0
+    save: Tensor | float = 0.0
 
 
 class Step:
@@ -73,15 +73,17 @@ class Step:
         if self._bound is not state:
             self._bind(state)
         if len(batch) == 0:  # only in one process: the loader gives every rank a row to go through the motions with
-            return self._nothing(state)
+            return self._nothing()
         state.buffers.save()
         while True:
             try:
-                loss_sum, weight = self._backward(state, batch)
+                loss, weight = self._backward(state, batch)
                 break
             except torch.OutOfMemoryError as error:
                 self._halve(state, batch, error)
-        return self._update(state, batch, loss_sum, weight)
+        measured = self._finish_gradients(state, batch, loss, weight)
+        self._optimizer_step(state)
+        return measured
 
     def rehearse(self, state: State, batch: Batch) -> None:
         """One forward and backward that leave no trace but in the strategy's wrapper and in buffers."""
@@ -94,84 +96,79 @@ class Step:
         self._parameters = [p for group in state.optimizer.param_groups for p in group["params"]]
         self._autocast = autocast(self.precision, device)
         self._bad = torch.zeros((), device=device)
-        self._one = torch.ones((), device=device)
-        self._skips_itself = bool(state.optimizer.defaults.get("fused"))
+        self._zero, self._one = torch.zeros((), device=device), torch.ones((), device=device)
+        self._skips_itself = device.type != "cpu" and bool(state.optimizer.defaults.get("fused"))
         self._generator = _generator(device)
         self._seeds = _DropoutSeeds(self.seed, self.strategy.rank)
         self._bound = state
 
     def _backward(self, state: State, batch: Batch) -> tuple[Tensor, Tensor | None]:
-        """Accumulate gradients of sum(loss) / count; returns the sum of losses / count and the weights, if any."""
+        """Accumulate gradients of sum(loss * weights) / samples; returns that and the sum of weights, if there are any."""
         for parameter in self._parameters:
             parameter.grad = None
-        world_size = self.strategy.world_size
-        count = batch.total or len(batch)
-        size = self.micro_batch_size or len(batch)
-        micros: Iterable[Batch] = (batch,) if size >= len(batch) else batch.split(size)
-        num_micros = -(-len(batch) // size)
-        loss_sum: Tensor | None = None
-        weight_sum: Tensor | None = None
-        for index, micro in enumerate(micros):
+        strategy, num_samples = self.strategy, len(batch)
+        size = min(self.micro_batch_size or num_samples, num_samples)
+        num_micros = -(-num_samples // size)
+        share = strategy.world_size / (batch.total or num_samples)  # DistributedDataParallel divides by world_size
+        loss: Tensor | float = 0.0
+        weight: Tensor | None = None
+        for index, micro in enumerate(batch.split(size) if num_micros > 1 else (batch,)):
             self._generator.manual_seed(self._seeds.at(state.step, index, num_micros))
-            with self.strategy.synchronising(index == num_micros - 1):
+            with strategy.synchronising(index == num_micros - 1):
                 with self._autocast:
-                    terms = as_terms(self.forward_loss(state, micro), len(micro))
-                    weights = _product(terms.weights, micro.weights)
-                    values = terms.values if weights is None else terms.values * weights
-                    part = values.sum() * (world_size / count)
-                part.backward()
-            loss_sum = part.detach() if loss_sum is None else loss_sum + part.detach()
-            if weights is not None or world_size > 1:
+                    values, weights = as_terms(self.forward_loss(state, micro), len(micro))
+                weights = _product(weights, micro.weights)
+                shares = torch.full_like(values, share) if weights is None else weights.to(values.dtype) * share
+                values.backward(shares)  # as backward of their dot product would, with fewer operations
+            loss = loss + torch.dot(values.detach(), shares)
+            if weights is not None or strategy.world_size > 1:
                 here = torch.full((), float(len(micro)), device=state.device) if weights is None else weights.sum()
-                weight_sum = here if weight_sum is None else weight_sum + here
-        if loss_sum is None:
-            raise ValueError("a batch without samples reached the step")
-        return loss_sum, weight_sum
+                weight = here if weight is None else weight + here
+        return loss, weight
 
-    def _update(self, state: State, batch: Batch, loss: Tensor, weight_sum: Tensor | None) -> Measured:
-        """Bring gradients to the exact mean, check and clip them, and let the optimizer step."""
-        count = float(batch.total or len(batch))
-        weight: Tensor | float = count
-        scale, wishes = self._one, None
-        if self.strategy.world_size > 1 and weight_sum is not None:
-            shared = torch.stack(
-                [loss / self.strategy.world_size, weight_sum.to(loss.dtype), *self._wishes(state, loss)]
-            )
-            loss, weight_sum, *wishes = self.strategy.sum_(shared).unbind()
-        if weight_sum is not None:
-            weight = weight_sum
-            scale = (count / weight_sum).float()  # a batch without any weight gives infinity, which the guard refuses
-        gradients = [p.grad for p in self._parameters if p.grad is not None]
-        loss = loss.clone().to(gradients[0].dtype)
+    def _finish_gradients(self, state: State, batch: Batch, loss: Tensor, weight_sum: Tensor | None) -> Measured:
+        """Bring loss and gradients to the exact weighted mean over all processes, check and clip them."""
+        weight = count = float(batch.total or len(batch))
+        scale, stop, save = self._one, 0.0, 0.0
         self._bad.zero_()
+        if weight_sum is not None:
+            if self.strategy.world_size > 1:
+                loss, weight_sum, stop, save = self._sum_over_processes(state, loss, weight_sum)
+            weight = weight_sum
+            scale = (count / weight_sum).float()
+            self._bad += weight_sum == 0  # nothing to take the mean of
+        gradients = [p.grad for p in self._parameters if p.grad is not None]
+        loss = loss.to(gradients[0].dtype)
         torch._amp_foreach_non_finite_check_and_unscale_([*gradients, loss], self._bad, scale)
         if self.clip_norm is not None:
             norm = torch.nn.utils.get_total_norm(gradients)
             torch.nn.utils.clip_grads_with_norm_(self._parameters, self.clip_norm, norm)
-        self._optimizer_step(state)
-        state.buffers.restore_if(self._bad)
-        flags = (
-            self._bad.clone() if wishes is None else torch.stack([self._bad, *(w.to(self._bad.dtype) for w in wishes)])
-        )
-        return Measured(loss, weight, flags)
+        return Measured(self._bad, loss, weight, stop, save)
 
-    def _wishes(self, state: State, like: Tensor) -> tuple[Tensor, Tensor]:
-        return like.new_tensor(float(state.stop_reason is not None)), like.new_tensor(float(state.wants_save))
+    def _sum_over_processes(self, state: State, loss: Tensor, weight_sum: Tensor) -> tuple[Tensor, ...]:
+        """Loss, weight, and how many processes wish to stop and to save, in one exchange."""
+        wishes = [self._one if wish else self._zero for wish in (state.stop_reason, state.wants_save)]
+        return self.strategy.sum_(torch.stack([loss / self.strategy.world_size, weight_sum, *wishes])).unbind()
 
     def _optimizer_step(self, state: State) -> None:
+        """Update weights and average, or leave everything as it was before a bad step."""
         optimizer: Any = state.optimizer
         if self._skips_itself:
             optimizer.grad_scale, optimizer.found_inf = None, self._bad
             optimizer.step()
-        elif not self._bad.item():  # waits for the device: this optimizer has no fused form that skips by itself
+            state.buffers.restore_if(self._bad)
+            if state.ema is not None:
+                state.ema.update(unless=self._bad)
+        elif self._bad.item():  # on an accelerator this waits: the optimizer has no fused form that skips by itself
+            state.buffers.restore()
+        else:
             optimizer.step()
-        if state.ema is not None:
-            state.ema.update()
+            if state.ema is not None:
+                state.ema.update()
 
-    def _nothing(self, state: State) -> Measured:
+    def _nothing(self) -> Measured:
         """A step whose samples were all bad changes nothing."""
-        zero = torch.zeros((), device=state.device)
-        return Measured(zero, 0.0, zero + 1.0)
+        return Measured(self._one, self._zero, 0.0)
 
     def _halve(self, state: State, batch: Batch, error: torch.OutOfMemoryError) -> None:
         size = self.micro_batch_size or len(batch)

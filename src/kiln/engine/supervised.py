@@ -7,23 +7,23 @@ from typing import Any
 
 from kiln.batch import Batch
 from kiln.engine.state import State
-from kiln.losses.contract import LossTerms, as_terms
+from kiln.losses.contract import as_terms
 from kiln.models.outputs import main_and_auxiliary
 
 
-def supervised(loss: Callable[[Any, Any], Any]) -> Callable[[State, Batch], LossTerms]:
+def supervised(loss: Callable[[Any, Any], Any]) -> Callable[[State, Batch], Any]:
     """Make a `forward_loss` of a loss `(outputs, targets)`.
 
     Auxiliary outputs (inception_v3, googlenet) add their weighted loss, in training only.
     """
 
-    def forward_loss(state: State, batch: Batch) -> LossTerms:
+    def forward_loss(state: State, batch: Batch) -> Any:
         main, auxiliary = main_and_auxiliary(state.forward(batch.images))
-        terms = as_terms(loss(main, batch.targets), len(batch))
+        result = loss(main, batch.targets)
         for weight, outputs in auxiliary:
-            terms = terms._replace(
-                values=terms.values + weight * as_terms(loss(outputs, batch.targets), len(batch)).values
-            )
-        return terms
+            terms = as_terms(result, len(batch))
+            more = as_terms(loss(outputs, batch.targets), len(batch))
+            result = terms._replace(values=terms.values + weight * more.values)
+        return result
 
     return forward_loss

@@ -18,20 +18,35 @@ class Ema:
 
     def __init__(self, model: nn.Module, *, decay: float) -> None:
         self.decay = decay
-        self.updates = 0
+        self.updates: int | Tensor = 0
         self.module = copy.deepcopy(model).eval().requires_grad_(False)
         self._model = model
         self._averaged: tuple[list[Tensor], list[Tensor]] = ([], [])
         self._copied: tuple[list[Tensor], list[Tensor]] = ([], [])
 
     @torch.no_grad()
-    def update(self) -> None:
-        """Take one step towards the model's present weights. Call once after each optimizer step."""
-        decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
-        self.updates += 1
+    def update(self, *, unless: Tensor | None = None) -> None:
+        """Take one step towards the model's present weights. Call once after each optimizer step.
+
+        Args:
+            unless: a 0-d tensor of 0 or 1 beside the weights; where it is 1 nothing moves and nothing is counted. The
+                host does not read it, so an accelerator is not waited for.
+        """
         if not self._averaged[0]:
             self._pair()
-        torch._foreach_lerp_(*self._averaged, 1.0 - decay)
+        mine, theirs = self._averaged
+        if unless is None:
+            decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
+            torch._foreach_lerp_(mine, theirs, 1.0 - decay)
+            self.updates += 1
+        else:
+            counted = 1.0 - unless
+            updates = torch.as_tensor(self.updates, dtype=unless.dtype, device=unless.device)
+            decay = ((1 + updates) / (10 + updates)).clamp(max=self.decay)
+            change = torch._foreach_sub(theirs, mine)
+            torch._foreach_mul_(change, (1.0 - decay) * counted)
+            torch._foreach_add_(mine, change)
+            self.updates = updates + counted
         if self._copied[0]:
             torch._foreach_copy_(*self._copied)
 
@@ -44,7 +59,7 @@ class Ema:
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint keeps."""
-        return {"updates": self.updates, "model": dict(self.module.state_dict())}
+        return {"updates": int(self.updates), "model": dict(self.module.state_dict())}
 
     def load_state(self, state: dict[str, Any]) -> None:
         """Continue from `state()`."""

@@ -10,19 +10,19 @@ from kiln.errors import UsageError
 
 
 def parameter_groups(model: nn.Module, *, lr: float, weight_decay: float) -> list[dict[str, Any]]:
-    """Two groups: decayed matrices and kernels, and undecayed biases and norm parameters (anything below 2-d).
+    """One group per weight decay: matrices and kernels decay, biases and norm parameters (anything below 2-d) do not.
 
+    Without any decay that is one group, which costs the optimizer half as many calls.
     Each group carries `names`, the parameters' names in its order, and `base_lr`, which schedules multiply.
     Frozen parameters are in no group.
 
     Raises: UsageError: nothing is trainable.
     """
-    decayed: list[tuple[str, nn.Parameter]] = []
-    undecayed: list[tuple[str, nn.Parameter]] = []
+    by_decay: dict[float, list[tuple[str, nn.Parameter]]] = {}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            (decayed if parameter.ndim > 1 else undecayed).append((name, parameter))
-    if not decayed and not undecayed:
+            by_decay.setdefault(weight_decay if parameter.ndim > 1 else 0.0, []).append((name, parameter))
+    if not by_decay:
         raise UsageError("E107", "the model has no trainable parameter")
     return [
         {
@@ -32,8 +32,7 @@ def parameter_groups(model: nn.Module, *, lr: float, weight_decay: float) -> lis
             "base_lr": lr,
             "weight_decay": decay,
         }
-        for members, decay in ((decayed, weight_decay), (undecayed, 0.0))
-        if members
+        for decay, members in by_decay.items()
     ]
 
 
