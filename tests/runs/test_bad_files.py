@@ -164,7 +164,7 @@ def test_a_bad_held_out_file_is_an_error_unless_skipped_and_then_the_denominator
     assert command("evaluate", run.path, "--split", split).status == 3
     said = command("evaluate", run.path, "--split", split, "--bad-files", "skip")
     assert said.status == 0, said.err
-    assert "samples 5 (1 unreadable, not counted)" in said.out
+    assert "images 5 (1 unreadable, not counted)" in said.out
     said = command("evaluate", run.path, "--split", split, "--bad-files", "skip", "--json")
     assert (said.json["n"], said.json["skipped"]) == (5, 1)
     assert said.json["bad_files"][0]["key"] == key

@@ -168,12 +168,13 @@ def test_globs_lists_and_single_files_for_prediction(tmp_path, monkeypatch):
     assert open_source("**/*.png", labelled=False).keys == ("a/1.png", "a/2.png", "b/3.png")
     assert open_source("a/1.png", labelled=False).keys == ("a/1.png",)
     listed = open_source(["b/3.png", "a/1.png", "b/3.png"], labelled=False)
-    assert listed.keys == ("a/1.png", "b/3.png")
-    assert listed.read(1) == png(2)
+    assert listed.keys == ("b/3.png", "a/1.png")
+    assert listed.read(0) == png(2)
     assert "1 path given more than once, read once" in listed.notes
-    assert open_source(["b/3.png", tmp_path / "a"], labelled=False).keys == tuple(
-        sorted([str(tmp_path / "a/1.png"), str(tmp_path / "a/2.png"), "b/3.png"])
-    )
+    mixed = open_source(["b/3.png", tmp_path / "a"], labelled=False)
+    assert mixed.keys == ("b/3.png", str(tmp_path / "a/1.png"), str(tmp_path / "a/2.png"))
+    with pytest.raises(UsageError, match="a list of bytes is no source"):
+        open_source([png(1)], labelled=False)
     with pytest.raises(DataError, match="no file matches"):
         open_source("*.jpg", labelled=False)
     with pytest.raises(DataError, match=r"there is no a/9\.png"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any
 
@@ -59,7 +60,7 @@ def evaluate(
     say(f"model  {model}")
     if output:
         say(f"file   {output}")
-    say(f"next   kiln predict {model} IMAGES")
+    say(f"next   kiln predict {shlex.quote(model)} IMAGES")
 
 
 def _tell(measured: Mapping[str, Any]) -> None:
@@ -76,7 +77,7 @@ def _tell(measured: Mapping[str, Any]) -> None:
             low, high = measured["intervals"].get(name, (None, None))
             say(describe_metric(name, {"value": value, "low": low, "high": high}))
     skipped = f" ({measured['skipped']:,} unreadable, not counted)" if measured.get("skipped") else ""
-    say(f"samples {measured['n']:,}{skipped}")
+    say(f"images {measured['n']:,}{skipped}")
 
 
 def _with_interval(row: Mapping[str, Any], column: str) -> Any:

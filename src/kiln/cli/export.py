@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
 from typing import Annotated
 
@@ -35,4 +36,4 @@ def export(
         say_json({"file": str(path), "format": format_})
         return
     say(f"file   {path}")
-    say(f"next   kiln predict {path} IMAGES")
+    say(f"next   kiln predict {shlex.quote(str(path))} IMAGES")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import sys
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any
@@ -53,7 +54,7 @@ def predict(
         raise UsageError("E101", f"unknown format {format_!r}", got=format_, choices=FORMATS)
     rows = load_object(VERBS["predict"])(
         model, inputs if len(inputs) > 1 else inputs[0], top_k=top_k, batch_size=batch_size, workers=workers,
-        device=device, runtime=runtime, trust=tuple(trust or ()), output=output, format=format_,
+        device=device, runtime=runtime, trust=tuple(trust or ()), output=output, format=format_, tell=note,
     )  # fmt: skip
     unreadable = sum(1 for row in rows if row.get("error"))
     if json:
@@ -61,8 +62,8 @@ def predict(
         return
     if output is None:
         _tell(rows)
-    say(f"{len(rows):,} inputs, {unreadable:,} unreadable")
-    say(f"file   {output}" if output else f"next   kiln predict {model} INPUTS --output predictions.csv")
+    say(f"images {len(rows):,}{f', {unreadable:,} of them unreadable' if unreadable else ''}")
+    say(f"file   {output}" if output else f"next   kiln predict {shlex.quote(model)} INPUTS --output predictions.csv")
 
 
 def _tell(rows: Sequence[Mapping[str, Any]]) -> None:
@@ -77,10 +78,12 @@ def _tell(rows: Sequence[Mapping[str, Any]]) -> None:
     if columns:
         table(columns, [[_shown(row.get(column)) for column in columns] for row in shown])
     if len(shown) < len(rows):
-        note(f"{len(rows) - len(shown):,} further rows: --output FILE keeps them all")
+        say(f"... {len(rows) - len(shown):,} further rows: --output FILE keeps them all")
 
 
 def _shown(value: Any) -> Any:
+    if value == "":
+        return "(none)"  # of many labels an image may have no one
     if isinstance(value, (list, tuple)):
         return ", ".join(_pair(item) if isinstance(item, (list, tuple)) else str(item) for item in value)
     return os.fspath(value) if isinstance(value, os.PathLike) else value

@@ -74,11 +74,12 @@ class FileReader:
 
 @dataclass(frozen=True, eq=False)
 class Source:
-    """Samples in the order of their keys.
+    """Samples, each with its identity.
 
     Attributes:
         where: what was opened.
-        keys: the identity of each sample, unique, sorted by code point; for files the path below the source.
+        keys: the identity of each sample, unique; for files the path below the source. Sorted by code point; without
+            labels, a list and a table keep their own order.
         labels: raw label text; None where there are no labels.
         splits: `train`, `val`, `test` or None for each sample; None where the data says nothing of splits.
         groups: samples of one group must not be parted.
@@ -179,6 +180,14 @@ def open_source(
     if isinstance(where, list | tuple):
         if labelled:
             raise _no_labels(f"a list of {counted(len(where), 'file')}")
+        wrong = next((item for item in where if not isinstance(item, str | os.PathLike)), None)
+        if wrong is not None:
+            raise UsageError(
+                "E107",
+                f"a list of {type(wrong).__name__} is no source",
+                expected="a list of paths, or a torch Dataset",
+                hint="kiln.load(model).predict(images) takes images in memory",
+            )
         return _of_files([os.fspath(path) for path in where], f"{counted(len(where), 'path')}")
     from kiln.data.dataset import open_datasets  # imports torch, which folders and tables do not need
 
@@ -195,8 +204,9 @@ def _source(
     *,
     class_names: tuple[str, ...] | None = None,
     transformed: bool = False,
+    as_given: bool = False,
 ) -> Source:
-    samples = samples.ordered()
+    samples = samples if as_given else samples.ordered()
     return Source(
         where=where,
         keys=tuple(samples.keys),
@@ -285,14 +295,14 @@ class _Opening:
         samples = read_tables(storage, tables, asked=self.asked, class_names=self.class_names, labelled=self.labelled)
         if not samples.keys:
             raise DataError("E201", f"no rows in {', '.join(table.where for table in tables)}")
-        return self._finish(samples, storage)
+        return self._finish(samples, storage, as_given=not self.labelled)
 
     def _refuse_table_arguments(self, why: str) -> None:
         if self.root is not None or self.asked != NOTHING_ASKED:
             raise UsageError("E103", f"root and the column names have no effect on {self.where}: {why}")
 
-    def _finish(self, samples: Samples, storage: Storage) -> Source:
-        return _source(self.where, samples, FileReader(storage), class_names=self.class_names)
+    def _finish(self, samples: Samples, storage: Storage, *, as_given: bool = False) -> Source:
+        return _source(self.where, samples, FileReader(storage), class_names=self.class_names, as_given=as_given)
 
 
 def _of_files(paths: Sequence[str], where: str) -> Source:
@@ -305,7 +315,7 @@ def _of_files(paths: Sequence[str], where: str) -> Source:
         if os.path.isdir(path):
             inner = layout.flat(Folder(path))
             notes += inner.notes
-            names = [os.path.join(path, name) for name in inner.names]
+            names = [os.path.join(path, name) for name in sorted(inner.names)]
         else:
             names = [path]
         for name in names:
@@ -319,7 +329,7 @@ def _of_files(paths: Sequence[str], where: str) -> Source:
     if given > len(found):
         notes.append(f"{counted(given - len(found), 'path')} given more than once, read once")
     samples = Samples(keys=list(found), names=list(found), entries=list(found.values()), notes=tuple(notes))
-    return _source(where, samples, FileReader(storage))
+    return _source(where, samples, FileReader(storage), as_given=True)
 
 
 def _no_labels(what: str) -> UsageError:

@@ -85,6 +85,7 @@ def assemble(settings: Settings, intake: Intake, strategy: Strategy, *, resuming
     timetable, tracker = _timetable(settings, total_steps, steps_per_epoch)
     validator = None
     skip_bad, workers = settings["data.bad_files"] == "skip", settings["data.workers"]
+    _check_monitor(settings, intake)
     if len(intake.split.val):
         state.tracker = tracker
         validator = Validator(intake, contract, created, bad_files, strategy, skip_bad=skip_bad, workers=workers)
@@ -329,6 +330,24 @@ def _timetable(settings: Settings, total_steps: int, steps_per_epoch: int) -> tu
     patience = settings["training.patience"]
     evaluations = None if patience is None else max(1, -(-steps(patience) // eval_every))
     return timetable, Tracker(settings["training.monitor"], patience=evaluations)
+
+
+def _check_monitor(settings: Settings, intake: Intake) -> None:
+    """Hold that the metric that decides exists, and that there is something to decide on.
+
+    Raises: UsageError: it does not, or settings about validation have no effect.
+    """
+    monitor, patience = settings["training.monitor"], settings["training.patience"]
+    if len(intake.split.val) == 0:
+        asked = [f"training.patience = {patience}"] if patience is not None else []
+        asked += [f"training.monitor = {monitor}"] if "training.monitor" not in settings.reasons else []
+        if asked:
+            what = f"{' and '.join(asked)} without effect: there is nothing to validate on"
+            raise UsageError("E103", what, hint="leave it out, or set data.val_fraction or a folder called val apart")
+    no_logits = np.zeros((1, intake.task.num_outputs(intake.classes)), np.float32)
+    names = list(intake.task.metrics(no_logits, intake.targets[:1], intake.classes, intervals=False))
+    if monitor not in names:
+        raise UsageError("E101", f"training.monitor = {monitor!r}", got=monitor, choices=names)
 
 
 def _read_elsewhere(settings: Settings) -> None:

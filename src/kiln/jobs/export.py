@@ -39,7 +39,7 @@ def export(
     """
     if format not in FORMATS:
         raise UsageError("E101", f"unknown export format {format!r}", got=format, choices=FORMATS)
-    source = model_path(getattr(model, "path", model))
+    source = model_path(model)
     target = Path(output) if output is not None else source.with_suffix(".onnx")
     if target.suffix.lower() != ".onnx":
         raise UsageError("E102", f"output = {str(target)!r}", expected="a name that ends in .onnx")

@@ -6,7 +6,7 @@ import csv
 import io
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,12 +31,14 @@ def predict(
     trust: Sequence[str] = (),
     output: str | os.PathLike[str] | None = None,
     format: str | None = None,  # noqa: A002 - the flag's name
+    tell: Callable[[str], None] | None = None,
 ) -> list[dict[str, Any]]:
     """Name the classes of images.
 
     Args:
         model: a run folder, a model file, an `.onnx`, or a `Run`.
-        inputs: an image, a folder, a glob, an archive, a table, or a list of paths.
+        inputs: an image, a folder, a glob, an archive, a table, a list of paths, or a torch Dataset. Images in memory go
+            to `kiln.load(model).predict(images)`.
         top_k: how many classes to name per image.
         batch_size: images per forward pass.
         workers: threads that read and decode.
@@ -45,19 +47,23 @@ def predict(
         trust: code that the model file may name.
         output: also write the rows there; its ending tells the format.
         format: `csv`, `json` or `parquet`.
-    Returns: a dict per input, in the order of the keys: `key`, `label`, `probability`, `top` (name, probability) when
-        `top_k` > 1, and `error`, None for a readable image.
+        tell: called with what was found and left out on the way, such as files that are no images.
+    Returns: a dict per input, in the order of the list or table, else of the keys: `key`, `label`, `probability`,
+        `top` (name, probability) when `top_k` > 1, and `error`, None for a readable image.
     Raises: DataError: nothing to predict.
     """
     kind = _format(output, format)
-    path = model.path if isinstance(model, Run) else Path(model)
-    predictor = load(path, device=device, runtime=runtime, trust=trust)
-    source = open_source(list(inputs) if isinstance(inputs, list | tuple) else inputs, labelled=False)
+    predictor = load(model, device=device, runtime=runtime, trust=trust)
+    inputs = list(inputs) if isinstance(inputs, Iterator) else inputs
+    source = open_source(inputs, labelled=False)
     if source.transformed:
         raise UsageError(
             "E107", "these inputs come already transformed", expected="images as files, bytes or uint8 arrays"
         )
     stream = predictor.stream(_Images(source), top_k=top_k, batch_size=batch_size or BATCH_SIZE, workers=workers)
+    if tell is not None:
+        for note in source.notes:
+            tell(note)
     rows = []
     for key, said in zip(source.keys, stream, strict=True):
         row: dict[str, Any] = {
@@ -71,9 +77,22 @@ def predict(
         if top_k > 1:
             row["top"] = [list(pair) for pair in said.top]
         rows.append(row)
+    if isinstance(inputs, list | tuple):
+        rows = _once_per_input(inputs, rows)
     if output is not None and kind is not None:
         WRITERS[kind](Path(output), rows, top_k)
     return rows
+
+
+def _once_per_input(inputs: Sequence[str | os.PathLike[str]], rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Rows in the order of a list of paths; a path that is listed twice has two, and a folder all of its own."""
+    row_of = {row["key"]: row for row in rows}
+    found = []
+    for item in inputs:
+        path = os.fspath(item)
+        keys = [path] if path in row_of else [key for key in row_of if key.startswith(os.path.join(path, ""))]
+        found += [dict(row_of[key]) for key in keys]
+    return found
 
 
 class _Images:

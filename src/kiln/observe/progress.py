@@ -152,7 +152,7 @@ class Progress:
 
 def _columns(stream: TextIO) -> int:
     try:
-        return max(os.get_terminal_size(stream.fileno()).columns, 40)
+        return max(os.get_terminal_size(stream.fileno()).columns or 120, 40)
     except OSError:
         return 120
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from kiln.errors import ArtifactError, UsageError
 from kiln.names import RUNTIMES, load_object
@@ -14,11 +15,11 @@ __all__ = ["BATCH_SIZE", "MODEL_NAME", "Predictor", "Runtime", "load", "model_pa
 MODEL_NAME = "model.safetensors"  # of the model that a run leaves in its folder
 
 
-def load(path: str | Path, *, device: str = "auto", runtime: str = "auto", trust: Sequence[str] = ()) -> Predictor:
+def load(path: Any, *, device: str = "auto", runtime: str = "auto", trust: Sequence[str] = ()) -> Predictor:
     """Open a model for prediction.
 
     Args:
-        path: a model file, the folder of a run (its best model), or an `.onnx` that Kiln exported.
+        path: a model file, a run or its folder (the best model), or an `.onnx` that Kiln exported.
         device: `auto`, `cpu`, `cuda`, `mps` or `xpu`.
         runtime: `auto` (by the file), `torch` or `onnx`.
         trust: `module:function` names that a model file may run, for architectures of the user's own.
@@ -40,12 +41,12 @@ def load(path: str | Path, *, device: str = "auto", runtime: str = "auto", trust
     return Predictor(opened)
 
 
-def model_path(path: str | Path) -> Path:
-    """The file that holds the model: the path itself, or the best model in the folder of a run.
+def model_path(path: Any) -> Path:
+    """The file that holds the model: the path itself, or the best model of a run or in its folder.
 
     Raises: ArtifactError (E303): nothing there.
     """
-    path = Path(path).expanduser()
+    path = Path(getattr(path, "path", path)).expanduser()
     if path.is_dir():
         if (path / MODEL_NAME).is_file():
             return path / MODEL_NAME
