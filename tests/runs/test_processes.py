@@ -1,16 +1,20 @@
 """Several processes: the same samples as one, the same losses, and nobody waits for the dead."""
 
+import json
 import math
+import os
 import shutil
 import signal
 import socket
+import subprocess
+import sys
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from kiln.engine import checkpoint
-from small_runs import Trial, differing, metrics, outcome, status
+from small_runs import SECONDS, Trial, differing, metrics, outcome, status
 
 pytestmark = pytest.mark.ddp
 
@@ -198,3 +202,107 @@ def test_only_one_group_may_have_a_run(nursery, image_folder, tmp_path):
     running.children[1].kill(signal.SIGTERM)
     running.wait(75, 75)
     assert status(trial.run)["reason"] == "SIGTERM"
+
+
+# As people start them: the launcher, and torchrun itself.
+
+
+def command(*arguments, stream, **environment):
+    """A command in processes of its own, that import everything anew."""
+    stream.mkdir(parents=True, exist_ok=True)
+    return subprocess.Popen(
+        [sys.executable, "-m", *map(str, arguments)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "STREAM": str(stream), **environment},
+    )
+
+
+def finished(process, *, expect):
+    try:
+        said, complained = process.communicate(timeout=3 * SECONDS)
+    finally:
+        process.kill()
+    assert process.returncode == expect, said + complained
+    return said, complained
+
+
+TORCHRUN = ("torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m")
+
+
+@pytest.mark.slow
+def test_the_launcher_trains_and_tells_the_outcome_once(alone, trial):
+    trial.num_started = 1
+    process = command("kiln", *trial.arguments, "--processes", 2, "--json", stream=trial.output / "stream-1")
+    said, complained = finished(process, expect=0)
+    (line,) = said.splitlines()  # one object and nothing else
+    assert json.loads(line)["state"] == "done"
+    assert complained.count("epoch    3/3") == 1
+    assert "Traceback" not in complained
+    assert shared(trial, 1) == alone.fed(1)
+    assert gap(trial, alone) < 1e-6
+    assert status(trial.run)["state"] == "done"
+
+
+@pytest.mark.slow
+def test_torchrun_starts_a_run_and_goes_on_with_it(alone, trial):
+    trial.num_started = 2
+    stop = f"{WARM_UP + 10}:SIGTERM"
+    first = command(*TORCHRUN, "kiln", *trial.arguments, stream=trial.output / "stream-1", SIGNAL_AT=stop)
+    _, complained = finished(first, expect=1)  # torchrun's own status, whatever its processes left with
+    assert "exitcode  : 75" in complained
+    assert (status(trial.run)["state"], status(trial.run)["reason"]) == ("preempted", "SIGTERM")
+    said, _ = finished(command(*TORCHRUN, "kiln", *trial.arguments, stream=trial.output / "stream-2"), expect=0)
+    assert "exactness E2, bit for bit" in said
+    assert said.count(f"run    {trial.run}") == 1
+    assert shared(trial, 1) + shared(trial, 2) == alone.fed(1)
+    assert gap(trial, alone) < 1e-6
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("starter", "name", "state", "code"),
+    [
+        ("torchrun", "SIGTERM", "preempted", 1),
+        ("launcher", "SIGTERM", "preempted", 75),
+        ("launcher", "SIGUSR1", "preempted", 75),
+        ("launcher", "SIGINT", "interrupted", 130),
+    ],
+)
+def test_a_signal_to_the_starter_saves_on_all(nursery, image_folder, tmp_path, starter, name, state, code):
+    trial = Trial(nursery, image_folder, tmp_path / "runs", "--epochs", 300)
+    start = (*TORCHRUN, "kiln", *trial.arguments)
+    if starter == "launcher":
+        start = ("kiln", *trial.arguments, "--processes", 2)
+    process = command(*start, stream=trial.output / "stream")
+    assert any("epoch    1/300" in line for line in process.stdout)
+    process.send_signal(getattr(signal, name))
+    _, complained = finished(process, expect=code)
+    assert (status(trial.run)["state"], status(trial.run)["reason"]) == (state, name)
+    assert checkpoint.newest_checkpoint(trial.run / "checkpoints").step == status(trial.run)["step"] >= 7
+    if starter == "launcher":
+        assert complained.count("E801") == 1
+        assert "Traceback" not in complained
+
+
+@pytest.mark.slow
+def test_the_launcher_leaves_with_the_error_of_its_processes(nursery, image_folder, tmp_path):
+    trial = Trial(nursery, with_white_images(image_folder, tmp_path, per_class=16), tmp_path / "runs", "--processes", 2)
+    _, complained = finished(command("kiln", *trial.arguments, stream=trial.output / "stream"), expect=7)
+    last = complained[complained.rindex("error E601: ") :]
+    assert last.startswith("error E601: 4 steps in a row had a loss or gradient that is not finite\n")
+    assert f"next: kiln resume {trial.run}" in last
+    assert "torch" not in last  # whose own report comes before
+    assert status(trial.run)["code"] == "E601"
+
+
+@pytest.mark.slow
+def test_the_launcher_passes_on_what_was_said_differently(trial):
+    trial.go(SIGNAL_AT="5:SIGTERM", expect=75)
+    more = ("--processes", 2, "--extend", "1ep", "--set", "checkpoint.every=2steps,1ep", "--set", "checkpoint.keep=50")
+    finished(command("kiln", *trial.arguments, *more, stream=trial.output / "stream-2"), expect=0)
+    assert status(trial.run)["step"] == 28
+    assert checkpoint.committed_steps(trial.run / "checkpoints")[:6] == [5, 6, 7, 8, 10, 12]
+    fed = shared(trial, 2)
+    assert len(fed) == 23
