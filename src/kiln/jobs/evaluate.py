@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -102,7 +103,8 @@ def _source(path: Path, data: Any) -> tuple[Source, list[str]]:
     own = data is None or (recipe.data.path is not None and _same_place(data, recipe.data.path))
     if data is None and recipe.data.path is None:
         raise UsageError("E103", "the run was trained on objects, which it cannot open again", hint="name the data")
-    source = open_recipe_source(recipe, None) if own else open_source(data)
+    moved = f"kiln evaluate {shlex.quote(str(path))} DATA, if it lies elsewhere now"
+    source = open_recipe_source(recipe, None, moved=moved) if own else open_source(data)
     if not own or not (path / RESOLVED).exists():
         return source, []
     differences = compare_fingerprint(read_yaml(path / RESOLVED, kind="resolved")["facts"]["data"], source)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -42,9 +43,17 @@ class Intake:
     notes: tuple[str, ...]
 
 
-def open_recipe_source(recipe: Recipe, data: Any) -> Source:
-    """Open what a recipe (or an object given from Python) names."""
+def open_recipe_source(recipe: Recipe, data: Any, *, moved: str = "") -> Source:
+    """Open what a recipe (or an object given from Python) names.
+
+    Args:
+        recipe: names the data.
+        data: instead of what the recipe names.
+        moved: the command that gives another place, for a recipe that was written down earlier or elsewhere.
+    """
     section = recipe.data
+    if moved and data is None and section.path is not None and not os.path.lexists(section.path):
+        raise DataError("E201", f"there is no {section.path}, which the run was trained on", hint=moved)
     return open_source(
         section.path if data is None else data,
         root=section.root,
@@ -56,12 +65,12 @@ def open_recipe_source(recipe: Recipe, data: Any) -> Source:
     )
 
 
-def take_in(recipe: Recipe, data: Any) -> Intake:
-    """Open the data of a training, tell its task and classes, and split it.
+def take_in(recipe: Recipe, data: Any, *, moved: str = "") -> Intake:
+    """Open the data of a training, tell its task and classes, and split it; arguments as for `open_recipe_source`.
 
     Raises: DataError: nothing to train on, wrong labels, too few classes.
     """
-    source = open_recipe_source(recipe, data)
+    source = open_recipe_source(recipe, data, moved=moved)
     labels = source.labels
     if labels is None:
         raise DataError(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, closing, nullcontext
 from dataclasses import dataclass
@@ -161,7 +162,9 @@ def _resume(
 ) -> Run:
     """Go on with the run in `folder`, from the checkpoint `named` if one was."""
     with locked(folder) if launch.rank() == 0 else nullcontext():
-        intake = take_in(recipe, data)
+        intake = take_in(
+            recipe, data, moved=f"kiln resume {shlex.quote(str(folder))} --data DATA, if it lies elsewhere now"
+        )
         settings = recorded_settings(folder, recipe, intake)
         return _in_session(folder, settings, intake, progress, named=named, extend=extend)
 
