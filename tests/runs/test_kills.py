@@ -12,8 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from kiln.engine import checkpoint
-from small_runs import Trial, differing, metrics, outcome, status
+from small_runs import Trial, check_the_stream, check_what_is_kept, differing, metrics, outcome, status
 
 
 @pytest.fixture(scope="module")
@@ -26,31 +25,6 @@ def undisturbed(nursery, image_folder, tmp_path_factory):
 @pytest.fixture
 def trial(nursery, image_folder, tmp_path):
     return Trial(nursery, image_folder, tmp_path / "runs")
-
-
-def check_what_is_kept(trial):
-    """Every committed checkpoint can be read, and none is older than what was acknowledged. Returns the newest step."""
-    root = trial.run / "checkpoints"
-    steps = checkpoint.committed_steps(root)
-    for step in steps:
-        checkpoint.read_checkpoint(checkpoint.folder_of(root, step))
-    acknowledged = status(trial.run)["step"] if (trial.run / "status.json").exists() else 0
-    assert (steps or [0])[-1] >= acknowledged
-    return (steps or [0])[-1]
-
-
-def check_the_stream(trial, undisturbed):
-    """Each process was fed exactly what the undisturbed run was fed from the step on where it began."""
-    whole, reached = undisturbed.fed(1), 0
-    for number in range(1, trial.num_started + 1):
-        fed = trial.fed(number)
-        if not fed:
-            continue
-        begins = whole.index(fed[0])
-        assert begins <= reached
-        assert fed == whole[begins : begins + len(fed)]
-        reached = max(reached, begins + len(fed))
-    assert reached == len(whole)
 
 
 def test_killed_in_mid_epoch_the_steps_since_the_last_checkpoint_are_taken_again(undisturbed, trial):
@@ -73,34 +47,30 @@ def test_killed_before_the_first_step_nothing_is_in_the_way(undisturbed, trial):
     assert [path.name for path in trial.run.iterdir() if path.name.startswith(".")] == []
 
 
-def die_while_saving(trial, operations):
-    """Be killed before these file operations of ever new processes, then come to the end."""
-    for operation in operations:
-        child = trial.start(
-            "--set", "checkpoint.every=3steps", DIE_BEFORE_OPERATION=str(operation), workers=operation % 3
-        )
-        if child.wait() == 0:
-            break
-        check_what_is_kept(trial)
-    trial.go()
+def die_before(operation, trial):
+    """Be killed before a file operation, counted from the start of the process, then come to the end."""
+    trial.go("--set", "checkpoint.every=3steps", DIE_BEFORE_OPERATION=str(operation), expect=-9)
+    check_what_is_kept(trial)
+    trial.go(workers=operation % 3)
 
 
-# A process begins with some 20 file operations; a save with its model file, best.json, status and summary takes 25.
-@pytest.mark.parametrize("first", [21, 26, 31, 36])
-def test_killed_between_any_two_file_operations_of_a_save(undisturbed, trial, first):
-    die_while_saving(trial, [first, first + 2])
+# A process begins with a dozen file operations; then each save takes 6 to 15, with the best model and the status.
+@pytest.mark.parametrize("operation", [16, 21, 24, 26])
+def test_killed_between_file_operations_of_a_save(undisturbed, trial, operation):
+    die_before(operation, trial)
     check_the_stream(trial, undisturbed)
     assert differing(outcome(trial.run), outcome(undisturbed.run)) == []
-    leftovers = [path.name for path in (trial.run / "checkpoints").iterdir() if path.name.startswith(".")]
-    assert leftovers == []
+    assert [path.name for path in (trial.run / "checkpoints").glob(".*")] == []
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("first", range(1, 76, 15))
-def test_killed_between_any_two_file_operations_of_a_run(undisturbed, trial, first):
-    die_while_saving(trial, range(first, first + 15, 3))
-    check_the_stream(trial, undisturbed)
-    assert differing(outcome(trial.run), outcome(undisturbed.run)) == []
+@pytest.mark.parametrize("first", range(1, 10, 3))
+def test_killed_between_file_operations_of_a_whole_run(nursery, image_folder, tmp_path, undisturbed, first):
+    """Every ninth of its 214 operations; `make chaos` takes them all."""
+    for operation in range(first, 215, 9):
+        trial = Trial(nursery, image_folder, tmp_path / str(operation))
+        die_before(operation, trial)
+        assert differing(outcome(trial.run), outcome(undisturbed.run)) == []
 
 
 @pytest.mark.slow

@@ -5,7 +5,6 @@ import math
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 
@@ -14,44 +13,13 @@ import pytest
 from PIL import Image
 
 from kiln.engine import checkpoint
-from small_runs import SECONDS, Trial, differing, metrics, outcome, status
+from small_runs import SECONDS, Group, Trial, differing, metrics, outcome, status
 
 pytestmark = pytest.mark.ddp
 
 EXACT = ("--set", "model.kwargs={norm: group, drop: 0}", "--set", "training.ema_decay=0")
 """Equality across process counts is claimed without dropout and BatchNorm."""
-WARM_UP = 2
-"""Throw-away passes with which DistributedDataParallel begins."""
-
-
-class Group:
-    """Processes that make up one training, with the environment that torchrun gives them."""
-
-    def __init__(self, trial, *more, size=2, arguments=None, **environment):
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = str(free.getsockname()[1])
-        trial.num_started += 1
-        stream = trial.output / f"stream-{trial.num_started}"
-        stream.mkdir(parents=True)
-        rendezvous = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": str(size), "STREAM": str(stream)}
-        self.children = [
-            trial.nursery.start(
-                *(arguments or trial.arguments),
-                *more,
-                RANK=str(rank),
-                LOCAL_RANK=str(rank),
-                **rendezvous,
-                **environment,
-            )
-            for rank in range(size)
-        ]
-
-    def wait(self, *expected):
-        codes = tuple(child.wait() for child in self.children)
-        said = [child.output for child in self.children]
-        assert codes == expected, f"ended with {codes}:\n" + "\n".join(said)
-        return said
+WARM_UP = Group.warm_up
 
 
 @pytest.fixture(scope="module")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -148,6 +149,38 @@ class Trial:
         return [line.split() for line in path.read_text().splitlines()] if path.exists() else []
 
 
+class Group:
+    """Processes that make up one training, with the environment that torchrun gives them."""
+
+    warm_up = 2
+    """Throw-away passes with which DistributedDataParallel begins; the model is fed them too."""
+
+    def __init__(self, trial: Trial, *more: Any, size: int = 2, workers: int = 0, **environment: str) -> None:
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = str(free.getsockname()[1])
+        trial.num_started += 1
+        stream = trial.output / f"stream-{trial.num_started}"
+        stream.mkdir(parents=True)
+        shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": str(size), "STREAM": str(stream)}
+        arguments = [*trial.arguments, "--workers", workers, *more]
+        self.children = [
+            trial.nursery.start(*arguments, RANK=str(rank), LOCAL_RANK=str(rank), **shared, **environment)
+            for rank in range(size)
+        ]
+
+    def codes(self) -> tuple[int, ...]:
+        """The exit statuses."""
+        return tuple(child.wait() for child in self.children)
+
+    def wait(self, *expected: int) -> list[str]:
+        """Wait for the end; what each of them said."""
+        codes = self.codes()
+        said = [child.output for child in self.children]
+        assert codes == expected, f"ended with {codes}:\n" + "\n".join(said)
+        return said
+
+
 def outcome(run: Path) -> dict[str, Any]:
     """All that a run came to, times aside: two runs that are the same have equal outcomes, bit for bit."""
     newest = checkpoint.newest_checkpoint(run / "checkpoints")
@@ -178,3 +211,28 @@ def metrics(run: Path) -> list[dict[str, Any]]:
 
 def status(run: Path) -> dict[str, Any]:
     return json.loads((run / "status.json").read_text())
+
+
+def check_what_is_kept(trial: Trial) -> int:
+    """Every committed checkpoint can be read, and none is older than what was acknowledged. Returns the newest step."""
+    root = trial.run / "checkpoints"
+    steps = checkpoint.committed_steps(root)
+    for step in steps:
+        checkpoint.read_checkpoint(checkpoint.folder_of(root, step))
+    acknowledged = status(trial.run)["step"] if (trial.run / "status.json").exists() else 0
+    assert (steps or [0])[-1] >= acknowledged
+    return (steps or [0])[-1]
+
+
+def check_the_stream(trial: Trial, undisturbed: Trial) -> None:
+    """Each process was fed exactly what the undisturbed run was fed from the step on where it began."""
+    whole, reached = undisturbed.fed(1), 0
+    for number in range(1, trial.num_started + 1):
+        fed = trial.fed(number)
+        if not fed:
+            continue
+        begins = whole.index(fed[0])
+        assert begins <= reached
+        assert fed == whole[begins : begins + len(fed)]
+        reached = max(reached, begins + len(fed))
+    assert reached == len(whole)
