@@ -95,13 +95,49 @@ def test_splits(trained, photos, tmp_path):
     said = command("evaluate", run.path)
     assert said.status == 3
     assert "has no test samples" in said.err
-    assert "choices: train, val" in said.err
+    assert "next: --split train or --split val or --split all" in said.err
     said = command("evaluate", run.model_file, tmp_path / "flat", "--json")
     assert said.json["n"] == 36
     assert said.json["notes"] == ["the data have no splits: measured on 36 samples, all there are"]
 
 
+def test_a_copy_of_the_data_is_split_as_the_run_split_them(tmp_path):
+    run = train(class_folders(tmp_path / "photos"), tmp_path / "runs")
+    archive = shutil.make_archive(str(tmp_path / "elsewhere"), "zip", tmp_path / "photos")
+    found = kiln.evaluate(run, archive, split="val")
+    assert numbers(found) == of_training(run, "val")
+    assert found["notes"] == []
+
+
+def test_other_data_with_the_same_names_are_not_taken_for_the_runs_own(tmp_path):
+    """Cameras name their files alike: the names of new images say nothing of the side they are on."""
+    run = train(class_folders(tmp_path / "photos"), tmp_path / "runs")
+    other = class_folders(tmp_path / "new", num=6)
+    write(other / "red/99.png", swatch(50))
+    found = kiln.evaluate(run, other)
+    assert found["n"] == 7
+    assert found["notes"][0] == "the data have no splits: measured on 7 samples, all there are"
+    assert (
+        "have names that were trained on: if they are the same images, these numbers are too good" in found["notes"][1]
+    )
+    split_folders(tmp_path / "split")
+    assert kiln.evaluate(run, tmp_path / "split")["n"] == 6
+    assert kiln.evaluate(run, tmp_path / "split")["notes"] == []
+
+
 # Classes are matched by name.
+
+
+def test_numbers_are_the_models_classes_where_nothing_else_gives_them_names(trained, tmp_path):
+    rows = "".join(f"{path},{CLASSES.index(name)}\n" for path, name in flat_images(tmp_path))
+    (tmp_path / "labels.csv").write_text("path,label\n" + rows)
+    found = kiln.evaluate(trained.model_file, tmp_path / "labels.csv")
+    assert found["accuracy"] > 0.9
+    assert "labels are numbers, read as the model's classes from 0: 'blue', 'green', 'red'" in found["notes"]
+    (tmp_path / "labels.csv").write_text("path,label\n" + rows.replace(",2", ",3"))
+    with pytest.raises(DataError, match="label 3 has no class name") as caught:
+        kiln.evaluate(trained.model_file, tmp_path / "labels.csv")
+    assert caught.value.code == "E203"
 
 
 def test_classes_in_another_order_are_matched_by_name(trained, tmp_path):

@@ -12,15 +12,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from kiln.data.fingerprint import compare_fingerprint
+from kiln.data.fingerprint import compare_fingerprint, record
 from kiln.data.source import Source, open_source
 from kiln.data.split import read_split_csv
 from kiln.data.storage import counted, shown
 from kiln.errors import DataError, UsageError
 from kiln.jobs.intake import open_recipe_source
 from kiln.jobs.measure import measure
-from kiln.run import RECIPE, RESOLVED, SPLIT, Run, read_yaml, write_atomically
+from kiln.run import RECIPE, SPLIT, Run, write_atomically
 from kiln.runtimes import BATCH_SIZE, Predictor, load
+from kiln.tasks.labels import is_integer
 
 SPLITS = ("train", "val", "test", "all")
 BAD_FILES = ("error", "skip")
@@ -41,8 +42,9 @@ def evaluate(
 ) -> dict[str, Any]:
     """Measure a model on labelled images, each number with its 95 % interval.
 
-    Classes are matched by name. A run remembers its splits, so `val` means the samples it validated on, also where they
-    were cut from one folder; a model file takes the splits that the data have.
+    Classes are matched by name. A run remembers how it split its data, so `val` means the samples it validated on, also
+    where they were cut from one folder, and also in a copy of the data; other data have the splits that they have, or
+    none, and are then measured as a whole.
 
     Args:
         model: a run folder, a model file, an `.onnx`, or a `Run`.
@@ -64,9 +66,11 @@ def evaluate(
         raise UsageError("E101", f"bad_files = {bad_files!r}", got=bad_files, choices=BAD_FILES)
     path = model.path if isinstance(model, Run) else Path(model)
     predictor = load(path, device=device, runtime=runtime, trust=trust)
-    source, notes = _source(path, data)
-    targets = _targets(predictor, source)
-    indices, split_notes = _indices(path, source, split)
+    run = Run(path) if (path / RECIPE).is_file() else None
+    source, notes = _source(path, run, data)
+    names, name_notes = _names(predictor, source)
+    targets = predictor.task.encode(source.labels or (), predictor.classes, given=names)
+    indices, split_notes = _indices(run, source, split)
     measured = measure(
         predictor,
         source,
@@ -82,7 +86,7 @@ def evaluate(
         "data": source.where,
         "split": split,
         **measured.to_dict(),
-        "notes": [*notes, *split_notes, *_absent_classes(predictor, source, indices)],
+        "notes": [*notes, *name_notes, *split_notes, *_absent_classes(predictor, source, indices, names)],
     }
     if output is not None:
         write_atomically(Path(output), json.dumps(result, indent=1).encode())
@@ -93,64 +97,81 @@ def _workers(asked: int | None) -> int:
     return min(os.cpu_count() or 1, 8) if asked is None else asked
 
 
-def _source(path: Path, data: Any) -> tuple[Source, list[str]]:
+def _source(path: Path, run: Run | None, data: Any) -> tuple[Source, list[str]]:
     """The data, and how they differ from what the run recorded."""
-    if not (path / RECIPE).is_file():
+    if run is None:
         if data is None:
-            raise UsageError("E103", "no data to evaluate on", hint=f"kiln evaluate {path} DATA")
+            raise UsageError("E103", "no data to evaluate on", hint=f"kiln evaluate {shlex.quote(str(path))} DATA")
         return open_source(data), []
-    recipe = Run(path).recipe
-    own = data is None or (recipe.data.path is not None and _same_place(data, recipe.data.path))
+    recipe, hint = run.recipe, f"kiln evaluate {shlex.quote(str(path))} DATA, if it lies elsewhere now"
     if data is None and recipe.data.path is None:
         raise UsageError("E103", "the run was trained on objects, which it cannot open again", hint="name the data")
-    moved = f"kiln evaluate {shlex.quote(str(path))} DATA, if it lies elsewhere now"
-    source = open_recipe_source(recipe, None, moved=moved) if own else open_source(data)
-    if not own or not (path / RESOLVED).exists():
-        return source, []
-    differences = compare_fingerprint(read_yaml(path / RESOLVED, kind="resolved")["facts"]["data"], source)
-    return source, [f"the data changed since training: {line}" for line in differences]
+    if data is not None and not (recipe.data.path is not None and _same_place(data, recipe.data.path)):
+        return open_source(data), []
+    source = open_recipe_source(recipe, None, moved=hint)
+    return source, [
+        f"the data changed since training: {line}" for line in compare_fingerprint(_trained_on(run), source)
+    ]
+
+
+def _trained_on(run: Run) -> dict[str, Any]:
+    return run.resolved["facts"]["data"]
 
 
 def _same_place(a: Any, b: str) -> bool:
     return isinstance(a, str | os.PathLike) and os.path.realpath(a) == os.path.realpath(b)
 
 
-def _targets(predictor: Predictor, source: Source) -> NDArray[Any]:
+def _names(predictor: Predictor, source: Source) -> tuple[tuple[str, ...] | None, list[str]]:
+    """What the data's labels mean: names as they stand, or indices into the data's own list, or into the model's."""
     if source.labels is None:
         raise DataError(
             "E204", f"{source.where} has no labels to compare with", hint="kiln predict names their classes"
         )
-    return predictor.task.encode(source.labels, predictor.classes, given=source.class_names)
+    found = predictor.task.occurring(source.labels, source.class_names)
+    if source.class_names or not all(map(is_integer, found)) or any(map(is_integer, predictor.classes)):
+        return source.class_names, []
+    return predictor.classes, [f"labels are numbers, read as the model's classes from 0: {shown(predictor.classes)}"]
 
 
-def _absent_classes(predictor: Predictor, source: Source, indices: NDArray[np.int64]) -> list[str]:
+def _absent_classes(
+    predictor: Predictor, source: Source, indices: NDArray[np.int64], names: tuple[str, ...] | None
+) -> list[str]:
     labels = [source.labels[int(index)] for index in indices] if source.labels is not None else []
-    absent = sorted(set(predictor.classes) - predictor.task.occurring(labels, source.class_names))
+    absent = sorted(set(predictor.classes) - predictor.task.occurring(labels, names))
     return [f"{counted(len(absent), 'class')} of the model without a sample here: {shown(absent)}"] if absent else []
 
 
-def _indices(path: Path, source: Source, split: str) -> tuple[NDArray[np.int64], list[str]]:
-    """The samples of a split: by the data's own splits, else by the run's record, else everything."""
+def _indices(run: Run | None, source: Source, split: str) -> tuple[NDArray[np.int64], list[str]]:
+    """The samples of a split: by the run's record where these are its data, by the data's own splits, or everything."""
     everything = np.arange(len(source), dtype=np.int64)
+    recorded = read_split_csv(run.path / SPLIT) if run is not None and (run.path / SPLIT).is_file() else {}
+    sides = [recorded[key].split if key in recorded else None for key in source.keys]
     if split == "all":
         return everything, []
-    recorded = read_split_csv(path / SPLIT) if (path / SPLIT).is_file() else {}
-    known = np.array([key in recorded for key in source.keys], bool)
-    if known.any():
-        names = np.array([recorded[key].split if key in recorded else "" for key in source.keys])
-        notes = [] if known.all() else [f"{counted(int((~known).sum()), 'sample')} new since training and in no split"]
-        chosen = everything[names == split]
+    if run is not None and recorded and _are_its_data(run, source):
+        notes = [f"{counted(sides.count(None), 'sample')} new since training and in no split"] if None in sides else []
     elif source.splits is not None:
-        notes, chosen = [], everything[np.array([name == split for name in source.splits], bool)]
+        notes, sides = [], list(source.splits)
     else:
-        return everything, [f"the data have no splits: measured on {counted(len(source), 'sample')}, all there are"]
+        notes = [f"the data have no splits: measured on {counted(len(source), 'sample')}, all there are"]
+        seen = sides.count("train")
+        if seen:
+            what = f"{seen:,} of them have names that were trained on"
+            notes.append(f"{what}: if they are the same images, these numbers are too good")
+        return everything, notes
+    chosen = everything[np.array([side == split for side in sides], bool)]
     if len(chosen) == 0:
-        raise DataError(
-            "E204",
-            f"{source.where} has no {split} samples",
-            choices=sorted(
-                {*(recorded[key].split for key in source.keys if key in recorded), *filter(None, source.splits or ())}
-            ),
-            hint="--split val, or --split all",
-        )
+        there = sorted({side for side in sides if side})
+        hint = " or ".join(f"--split {name}" for name in (*there, "all"))
+        raise DataError("E204", f"{source.where} has no {split} samples", hint=hint)
     return chosen, notes
+
+
+def _are_its_data(run: Run, source: Source) -> bool:
+    """Whether these are the samples that the run split, wherever they lie now: from the same place, or a copy."""
+    path = run.recipe.data.path
+    if path is not None and _same_place(source.where, path):
+        return True
+    before, now = _trained_on(run), record(source)
+    return all(before[fact] == now[fact] for fact in ("keys", "labels", "sizes"))
