@@ -68,16 +68,13 @@ class Reading(NamedTuple):
     indices: Any
 
 
-_Unread = tuple[int, Sequence[Tensor | float], Tensor | None, torch.Event | None, Any]
-
-
 class LateReader:
     """Reads what steps measured, a fixed number of steps after they were taken."""
 
     def __init__(self, device: torch.device) -> None:
         self.lag_steps = 0 if device.type == "cpu" else ACCELERATOR_LAG_STEPS
         self._device = device
-        self._queue: deque[_Unread] = deque()
+        self._queue: deque[tuple[int, Sequence[Tensor | float], Any, Tensor, torch.Event]] = deque()
 
     def push(self, step: int, numbers: Sequence[Tensor | float], indices: Any) -> list[Reading]:
         """Add what a step measured.
@@ -88,14 +85,14 @@ class LateReader:
             indices: of the samples in it.
         Returns: the readings of the steps that are old enough.
         """
-        copied, event = None, None
-        if self.lag_steps:
-            on_device = torch.stack([number for number in numbers if isinstance(number, Tensor)])
-            copied = torch.empty(on_device.shape, dtype=on_device.dtype, pin_memory=True)
-            copied.copy_(on_device, non_blocking=True)
-            event = torch.Event(self._device)
-            event.record()
-        self._queue.append((step, numbers, copied, event, indices))
+        if not self.lag_steps:
+            return [_reading(step, numbers, indices)]
+        on_device = torch.stack([number for number in numbers if isinstance(number, Tensor)])
+        copied = torch.empty(on_device.shape, dtype=on_device.dtype, pin_memory=True)
+        copied.copy_(on_device, non_blocking=True)
+        event = torch.Event(self._device)
+        event.record()
+        self._queue.append((step, numbers, indices, copied, event))
         return self._read(self.lag_steps)
 
     def flush(self) -> list[Reading]:
@@ -105,11 +102,14 @@ class LateReader:
     def _read(self, leave: int) -> list[Reading]:
         ready: list[Reading] = []
         while len(self._queue) > leave:
-            step, numbers, copied, event, indices = self._queue.popleft()
-            if event is not None and copied is not None:
-                event.synchronize()
-                values = iter(copied.tolist())
-                numbers = [next(values) if isinstance(number, Tensor) else number for number in numbers]
-            bad, loss, weight, stop, save = map(float, numbers)
-            ready.append(Reading(step, bad > 0, loss, weight, stop > 0, save > 0, indices))
+            step, numbers, indices, copied, event = self._queue.popleft()
+            event.synchronize()
+            values = iter(copied.tolist())
+            on_host = [next(values) if isinstance(number, Tensor) else number for number in numbers]
+            ready.append(_reading(step, on_host, indices))
         return ready
+
+
+def _reading(step: int, numbers: Sequence[Tensor | float], indices: Any) -> Reading:
+    bad, loss, weight, stop, save = map(float, numbers)
+    return Reading(step, bad > 0, loss, weight, stop > 0, save > 0, indices)

@@ -88,7 +88,7 @@ class State:
 
     model: nn.Module
     optimizer: torch.optim.Optimizer
-    forward: Callable[..., Any] | None = None
+    forward: Callable[..., Any] = None  # type: ignore[assignment] - the model, when nothing is given
     ema: Ema | None = None
     tracker: Tracker | None = None
     parts: dict[str, Part] = field(default_factory=dict)

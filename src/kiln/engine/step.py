@@ -7,6 +7,7 @@ guard, running out of memory) is here, once. Distillation or a sharpness-aware s
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -72,16 +73,18 @@ class Step:
         """Take one step; `state.step` is the number of the step being taken."""
         if self._bound is not state:
             self._bind(state)
-        if len(batch) == 0:  # only in one process: the loader gives every rank a row to go through the motions with
-            return self._nothing()
+        num_samples = len(batch)
+        if num_samples == 0:  # only in one process: the loader gives every rank a row to go through the motions with
+            return Measured(self._one, self._zero, 0.0)
+        count = float(batch.total or num_samples)
         state.buffers.save()
         while True:
             try:
-                loss, weight = self._backward(state, batch)
+                loss, weight = self._backward(state, batch, count)
                 break
             except torch.OutOfMemoryError as error:
                 self._halve(state, batch, error)
-        measured = self._finish_gradients(state, batch, loss, weight)
+        measured = self._finish_gradients(state, loss, weight, count)
         self._optimizer_step(state)
         return measured
 
@@ -102,53 +105,55 @@ class Step:
         self._seeds = _DropoutSeeds(self.seed, self.strategy.rank)
         self._bound = state
 
-    def _backward(self, state: State, batch: Batch) -> tuple[Tensor, Tensor | None]:
-        """Accumulate gradients of sum(loss * weights) / samples; returns that and the sum of weights, if there are any."""
+    def _backward(self, state: State, batch: Batch, count: float) -> tuple[Tensor, Tensor | float]:
+        """Accumulate gradients of sum(loss * weights) / count; returns that and the sum of weights."""
         for parameter in self._parameters:
             parameter.grad = None
-        strategy, num_samples = self.strategy, len(batch)
-        size = min(self.micro_batch_size or num_samples, num_samples)
-        num_micros = -(-num_samples // size)
-        share = strategy.world_size / (batch.total or num_samples)  # DistributedDataParallel divides by world_size
-        loss: Tensor | float = 0.0
-        weight: Tensor | None = None
-        for index, micro in enumerate(batch.split(size) if num_micros > 1 else (batch,)):
-            self._generator.manual_seed(self._seeds.at(state.step, index, num_micros))
-            with strategy.synchronising(index == num_micros - 1):
+        share = self.strategy.world_size / count  # DistributedDataParallel divides by the number of processes
+        size = self.micro_batch_size
+        micros = [batch] if size is None or size >= len(batch) else list(batch.split(size))
+        loss, weight = self._zero, 0.0
+        for index, micro in enumerate(micros):
+            num_samples = len(micro)
+            self._generator.manual_seed(self._seeds.at(state.step, index, len(micros)))
+            with self.strategy.synchronising(index == len(micros) - 1):
                 with self._autocast:
-                    values, weights = as_terms(self.forward_loss(state, micro), len(micro))
+                    values, weights = as_terms(self.forward_loss(state, micro), num_samples)
                 weights = _product(weights, micro.weights)
-                shares = torch.full_like(values, share) if weights is None else weights.to(values.dtype) * share
+                if weights is None:
+                    shares = _even_shares(num_samples, share, values.dtype, values.device)
+                else:
+                    shares = weights.to(values.dtype) * share
                 values.backward(shares)  # as backward of their dot product would, with fewer operations
-            loss = loss + torch.dot(values.detach(), shares)
-            if weights is not None or strategy.world_size > 1:
-                here = torch.full((), float(len(micro)), device=state.device) if weights is None else weights.sum()
-                weight = here if weight is None else weight + here
+            part = torch.dot(values.detach(), shares)
+            loss = part if index == 0 else loss + part
+            weight = weight + (num_samples if weights is None else weights.sum())
         return loss, weight
 
-    def _finish_gradients(self, state: State, batch: Batch, loss: Tensor, weight_sum: Tensor | None) -> Measured:
+    def _finish_gradients(self, state: State, loss: Tensor, weight: Tensor | float, count: float) -> Measured:
         """Bring loss and gradients to the exact weighted mean over all processes, check and clip them."""
-        weight = count = float(batch.total or len(batch))
         scale, stop, save = self._one, 0.0, 0.0
         self._bad.zero_()
-        if weight_sum is not None:
-            if self.strategy.world_size > 1:
-                loss, weight_sum, stop, save = self._sum_over_processes(state, loss, weight_sum)
-            weight = weight_sum
-            scale = (count / weight_sum).float()
-            self._bad += weight_sum == 0  # nothing to take the mean of
+        if self.strategy.world_size > 1:
+            loss, weight, stop, save = self._sum_over_processes(state, loss, weight)
+        if isinstance(weight, Tensor):
+            scale = (torch.full_like(weight, count) / weight).float()  # `count / weight` is less exact in torch
+            self._bad += weight == 0  # nothing to take the mean of
         gradients = [p.grad for p in self._parameters if p.grad is not None]
-        loss = loss.to(gradients[0].dtype)
+        if loss.dtype != gradients[0].dtype:
+            loss = loss.to(gradients[0].dtype)
         torch._amp_foreach_non_finite_check_and_unscale_([*gradients, loss], self._bad, scale)
         if self.clip_norm is not None:
             norm = torch.nn.utils.get_total_norm(gradients)
             torch.nn.utils.clip_grads_with_norm_(self._parameters, self.clip_norm, norm)
         return Measured(self._bad, loss, weight, stop, save)
 
-    def _sum_over_processes(self, state: State, loss: Tensor, weight_sum: Tensor) -> tuple[Tensor, ...]:
+    def _sum_over_processes(self, state: State, loss: Tensor, weight: Tensor | float) -> tuple[Tensor, ...]:
         """Loss, weight, and how many processes wish to stop and to save, in one exchange."""
+        if not isinstance(weight, Tensor):
+            weight = torch.full((), weight, device=state.device)
         wishes = [self._one if wish else self._zero for wish in (state.stop_reason, state.wants_save)]
-        return self.strategy.sum_(torch.stack([loss / self.strategy.world_size, weight_sum, *wishes])).unbind()
+        return self.strategy.sum_(torch.stack([loss / self.strategy.world_size, weight, *wishes])).unbind()
 
     def _optimizer_step(self, state: State) -> None:
         """Update weights and average, or leave everything as it was before a bad step."""
@@ -165,10 +170,6 @@ class Step:
             optimizer.step()
             if state.ema is not None:
                 state.ema.update()
-
-    def _nothing(self) -> Measured:
-        """A step whose samples were all bad changes nothing."""
-        return Measured(self._one, self._zero, 0.0)
 
     def _halve(self, state: State, batch: Batch, error: torch.OutOfMemoryError) -> None:
         size = self.micro_batch_size or len(batch)
@@ -207,6 +208,12 @@ class _DropoutSeeds:
             raw = bits(self._seed, Purpose.DROPOUT, epoch=steps, sample=samples)[..., 0] >> np.uint64(1)
             self._first, self._block, row = step, raw.tolist(), 0
         return self._block[row][micro]
+
+
+@lru_cache(maxsize=32)
+def _even_shares(num_samples: int, share: float, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """What each sample counts for where all weigh the same. Kept, because every step of a run wants the same."""
+    return torch.full((num_samples,), share, dtype=dtype, device=device)
 
 
 def _product(a: Tensor | None, b: Tensor | None) -> Tensor | None:
