@@ -148,6 +148,14 @@ def test_a_signal_after_the_last_step_leaves_a_run_that_only_needs_its_end(undis
     assert differing(outcome(trial.run), outcome(undisturbed.run)) == []
 
 
+def test_a_signal_before_the_first_step_leaves_a_run_that_begins_anew(undisturbed, trial):
+    trial.go(SIGNAL_AT_WORD="exactness:SIGTERM", expect=75)
+    assert (status(trial.run)["state"], status(trial.run)["step"]) == ("preempted", 0)
+    trial.go()
+    assert trial.fed(1) == []
+    assert differing(outcome(trial.run), outcome(undisturbed.run)) == []
+
+
 # One at a time.
 
 

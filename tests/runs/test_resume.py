@@ -4,10 +4,17 @@ import os
 import shutil
 
 import pytest
+import torch
+from torch.utils.data import TensorDataset
 
+import kiln
 from kiln.engine import checkpoint
+from kiln.errors import UsageError
+from kiln.observe.progress import make
 from kiln.run import Run
-from small_runs import Trial, differing, metrics, outcome, status
+from small_runs import WATCHED, Trial, differing, metrics, outcome, status
+
+SLOW = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
@@ -35,6 +42,9 @@ def test_the_undisturbed_run_is_worth_comparing_with(undisturbed):
     assert len(moments) == 8
     assert "tensor ema/model/body.1.running_var" in found
     assert found["status"] == ("done", 21, "done")
+    step, tree = found["checkpoint"]
+    assert (step, tree["ema"]["updates"], tree["progress"]["epoch"]) == (21, 21, 3)
+    assert tree["tracker"] == {"best": run.result["metrics"]["val"]["accuracy"]["value"], "best_step": 14, "since": 1}
     assert run.result["metrics"]["val"]["accuracy"]["value"] > 0.3
 
 
@@ -87,7 +97,9 @@ def flip_a_bit(path):
     path.write_bytes(data)
 
 
-@pytest.mark.parametrize("damage", DAMAGES)
+@pytest.mark.parametrize(
+    "damage", [*list(DAMAGES)[:1], *(pytest.param(name, marks=SLOW) for name in list(DAMAGES)[1:])]
+)
 def test_a_damaged_checkpoint_is_set_aside_and_the_one_before_it_taken(undisturbed, trial, damage):
     stopped(trial)
     DAMAGES[damage](trial.run / "checkpoints" / "step-00000010")
@@ -178,6 +190,19 @@ def test_how_the_work_is_done_may_change_also_back_to_the_default(undisturbed, t
     assert differing(outcome(trial.run), outcome(undisturbed.run)) == []
 
 
+def test_other_micro_batches_and_memory_formats_are_close_and_said_to_be(nursery, image_folder, tmp_path):
+    exact = ("--set", "model.kwargs={norm: group, drop: 0}")
+    whole, cut = (Trial(nursery, image_folder, tmp_path / name, *exact) for name in ("whole", "cut"))
+    whole.go()
+    cut.go(SIGNAL_AT="10:SIGTERM", expect=75)
+    said = cut.go("--set", "training.micro_batch_size=3", "--set", "run.memory_format=contiguous")
+    assert "exactness E1 (these differ: memory_format, micro_batch_size)" in said
+    losses = [[line["loss"] for line in metrics(trial.run) if line["event"] == "step"] for trial in (whole, cut)]
+    assert losses[0][:10] == losses[1][:10]
+    assert losses[0] == pytest.approx(losses[1], abs=1e-5)
+    assert losses[0] != losses[1]
+
+
 def test_extend_goes_on_after_the_end_and_is_logged(undisturbed, trial):
     trial.go()
     trial.resume("--extend", "2ep")
@@ -245,16 +270,39 @@ def test_what_early_stopping_counts_survives(nursery, image_folder, tmp_path):
     assert outcome(cut.run)["status"] == ("done", end, "early_stop")
 
 
-def test_the_average_and_the_best_survive(undisturbed, trial):
-    trial.go(SIGNAL_AT="10:SIGTERM", expect=75)
-    trial.go()
-    trees = [checkpoint.newest_checkpoint(run / "checkpoints").tree for run in (trial.run, undisturbed.run)]
-    assert trees[0]["tracker"] == trees[1]["tracker"]
-    assert [tree["ema"]["updates"] for tree in trees] == [21, 21]
-
-
 def test_a_metrics_log_that_was_cut_is_said_and_not_filled_with_noughts(trial):
     trial.go(SIGNAL_AT="10:SIGTERM", expect=75)
     os.truncate(trial.run / "metrics.jsonl", 0)
     assert "metrics.jsonl is shorter than it was at step 10" in trial.go()
     assert [line["step"] for line in metrics(trial.run) if line["event"] == "step"] == list(range(11, 22))
+
+
+# From Python.
+
+
+def test_python_gives_the_same_run(undisturbed, image_folder, tmp_path):
+    settings = {"epochs": 3, "batch_size": 8, "img_size": 32, "lr": 0.01, "ema_decay": 0.9, "workers": 1}
+    run = kiln.train(image_folder, model=WATCHED, output=tmp_path, name="run", progress=quiet(), **settings)
+    assert differing(outcome(run.path), outcome(undisturbed.run)) == []
+
+
+def test_a_dataset_object_is_gone_on_with_when_it_is_given_again(tmp_path):
+    generator = torch.Generator().manual_seed(0)
+    data = TensorDataset(torch.randn(40, 3, 8, 8, generator=generator), torch.arange(40) % 2)
+    settings = {
+        "model": "kiln/small_cnn",
+        "overrides": {"model.kwargs": {"widths": [8]}},
+        "batch_size": 8,
+        "output": tmp_path,
+    }
+    whole = kiln.train(data, name="whole", epochs="9steps", progress=quiet(), **settings)
+    cut = kiln.train(data, name="cut", epochs="5steps", progress=quiet(), **settings)
+    again = kiln.train(data, resume=cut.path, extend="4steps", progress=quiet())
+    assert again.status["step"] == whole.status["step"] == 9
+    assert metrics(again.path)[0] == metrics(whole.path)[0]
+    with pytest.raises(UsageError, match="objects"):
+        kiln.train(resume=cut.path, progress=quiet())
+
+
+def quiet():
+    return make(quiet=True)

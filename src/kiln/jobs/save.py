@@ -140,10 +140,12 @@ def bitwise_conditions(training: Training, settings: Any) -> dict[str, Any]:
     """What must be equal for two runs to be equal bit for bit."""
     return {
         "torch": torch.__version__,
+        "pillow": PIL.__version__,
         "processor": torch.backends.cpu.get_cpu_capability(),
         "device": str(training.state.device),
         "threads": torch.get_num_threads(),
         "world_size": training.strategy.world_size,
         "precision": settings["training.precision"],
         "memory_format": settings["run.memory_format"],
+        "micro_batch_size": settings["training.micro_batch_size"],
     }

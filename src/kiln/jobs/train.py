@@ -94,6 +94,7 @@ def train(
     """
     progress = progress or make()
     changes = {**{_full_name(name): value for name, value in settings.items()}, **(overrides or {})}
+    changes = {name: os.fspath(value) if isinstance(value, os.PathLike) else value for name, value in changes.items()}
     recipe = (recipe or Recipe()).override(changes) if changes else recipe or Recipe()
     if isinstance(data, str | os.PathLike):
         recipe, data = recipe.override({"data.path": os.fspath(data)}), None
@@ -105,6 +106,9 @@ def train(
         changed = changes_of(recorded, recipe, changes)
         typed = code_names(recipe).values()
         recipe = recorded.override(changed) if changed else recorded
+        if data is None and recipe.data.path is None:
+            hint = "give them again: kiln.train(data, resume=...)"
+            raise UsageError("E103", f"{folder} was trained on objects, which it cannot open again", hint=hint)
         if not launch.is_launched():  # then the process that launched this one has seen to it
             require_trust(recipe, typed, named_by=str(folder / RECIPE))
         if recipe.run.processes > 1 and launch.world_size() == 1:
