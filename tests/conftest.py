@@ -33,6 +33,15 @@ def _picture(name: str, rng: np.random.Generator) -> np.ndarray:
     return picture.clip(0, 255).astype(np.uint8)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def cache_of_the_tests(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Keep what runs cache out of the user's own cache folder; commands that tests start inherit it."""
+    patch = pytest.MonkeyPatch()
+    patch.setenv("KILN_CACHE", str(tmp_path_factory.mktemp("kiln-cache")))
+    yield
+    patch.undo()
+
+
 @pytest.fixture(scope="session")
 def image_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Class folders with 64 images of 32 px, half of them PNG and half JPEG. Read it only; copy it to change it."""

@@ -11,7 +11,8 @@ from kiln.recipe.recipe import parse_changes
 
 AGREED = """
 --model --weights --img-size --drop --drop-path --trust --task --root --channels --resize --val-fraction --test-fraction
---bad-files -j --workers --aug --loss --smoothing --opt --lr --weight-decay --wd --momentum --clip-grad --sched --warmup
+--bad-files -j --workers --cache --cache-size
+--aug --loss --smoothing --opt --lr --weight-decay --wd --momentum --clip-grad --sched --warmup
 --epochs -b --batch-size --micro-batch-size --precision --model-ema-decay --monitor --patience --seed
 --checkpoint-every --output --name --device --strategy --processes
 --preset --recipe --set --resume --extend -q --quiet --json -h --help
@@ -39,7 +40,7 @@ def names():
 
 def test_the_flags_are_those_agreed():
     assert names() == AGREED.split()
-    assert len(set(names())) == len(names()) == 51
+    assert len(set(names())) == len(names()) == 53
 
 
 def test_every_flag_names_a_field_and_speaks_its_help():
@@ -49,7 +50,7 @@ def test_every_flag_names_a_field_and_speaks_its_help():
         assert flag.help.startswith(FIELDS[flag.field].help), flag
         assert flag.metavar, flag
         visited += 1
-    assert visited == 38
+    assert visited == 40
     assert len({flag.field for flag in FLAGS}) == visited
 
 

@@ -56,6 +56,8 @@ FLAGS = (
     _flag("--test-fraction", "data.test_fraction", "SHARE"),
     _flag("--bad-files", "data.bad_files"),
     _flag("-j --workers", "data.workers", "N"),
+    _flag("--cache", "data.cache"),
+    _flag("--cache-size", "data.cache_size", "SIZE"),
     _flag("--aug", "augment.policy"),
     _flag("--loss", "loss.name", "NAME"),
     _flag("--smoothing", "loss.smoothing", "SHARE"),

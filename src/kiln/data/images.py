@@ -3,15 +3,28 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from kiln import pixels
-from kiln.data.source import Source
 from kiln.errors import DataError
 from kiln.random import Purpose, uniform
+
+
+class ImageSource(Protocol):
+    """What images are read from: a `kiln.data.source.Source`, or one that keeps reduced copies."""
+
+    @property
+    def transformed(self) -> bool:
+        """Whether items are float (C, H, W) tensors that need no augmentation."""
+        ...
+
+    def read(self, index: int) -> Any:
+        """File bytes, uint8 (H, W, C), or float (C, H, W)."""
+        ...
+
 
 NUM_CROP_DRAWS = 4
 """Area, aspect ratio, x and y."""
@@ -25,7 +38,7 @@ class BadSample(Exception):  # noqa: N818 - an event that the loader counts, not
         self.reason, self.detail = reason, detail
 
 
-def read(source: Source, index: int) -> Any:
+def read(source: ImageSource, index: int) -> Any:
     """What a source holds at an index; a file that cannot be read is a `BadSample`."""
     try:
         return source.read(index)
@@ -39,7 +52,7 @@ def read(source: Source, index: int) -> Any:
 class ContractImages:
     """Each sample as the pixel contract makes it: for validation, test and prediction, and unaugmented training."""
 
-    source: Source
+    source: ImageSource
     contract: pixels.PixelContract
 
     @property
@@ -75,7 +88,7 @@ class RandomCropImages:
     Source: Szegedy et al. 2014, arXiv:1409.4842, section 6; differs: one draw cut to fit, where torchvision tries ten.
     """
 
-    source: Source
+    source: ImageSource
     contract: pixels.PixelContract
     scale: tuple[float, float] = (0.35, 1.0)
     ratio: tuple[float, float] = (3 / 4, 4 / 3)

@@ -22,6 +22,7 @@ from kiln.engine.strategy import Strategy
 from kiln.engine.supervised import supervised
 from kiln.errors import DataError, UsageError
 from kiln.jobs.intake import Intake
+from kiln.jobs.pixel_form import training_source
 from kiln.jobs.resolve import Settings
 from kiln.metrics import Metric
 from kiln.models.create import Created, create_model
@@ -230,7 +231,7 @@ def _batches(
 ) -> TrainLoader:
     source, train, seed = intake.source, intake.split.train, settings["training.seed"]
     scale, ratio = settings["augment.crop_scale"], settings["augment.crop_ratio"]
-    cropped = RandomCropImages(source, contract, scale=scale, ratio=ratio)
+    cropped = RandomCropImages(training_source(settings, intake, contract), contract, scale=scale, ratio=ratio)
     images = cropped if _augments(settings, intake) else ContractImages(source, contract)
     flips = _flips(settings, intake)
     keys = keys_of(source.keys)

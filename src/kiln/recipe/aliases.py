@@ -109,6 +109,7 @@ OWN_VALUES: dict[str, Callable[[str], str | None]] = {
     "optim.name": _OPTIMIZERS,
     "schedule.name": _SCHEDULES,
     "run.device": _DEVICES,
+    "data.cache": _one_of({"ram": "disk", **dict.fromkeys(ON, "disk"), **dict.fromkeys(OFF, "off")}),
     "training.batch_size": _BATCHES,
     "model.weights": _switch("pretrained", "none"),
 }
@@ -137,7 +138,7 @@ recount random-erase erasing aa auto-augment augment color-jitter color-jitter-p
 hsv-v degrees translate shear perspective mosaic copy-paste bgr aug-repeats aug-splits ra-sampler ra-reps
 jsd-loss layer-decay sync-bn split-bn dist-bn freeze freeze-layers compile torchcompile torchscript drop-block
 decay-rate decay-epochs decay-milestones cooldown-epochs lr-step-size lr-gamma lr-cycle-mul warmup-momentum
-warmup-bias-lr layer-decay-min-scale kd-model-name distill-model tta cache time fraction multi-scale nbs
+warmup-bias-lr layer-decay-min-scale kd-model-name distill-model tta time fraction multi-scale nbs
 class-weights exist-ok
 """
 NOT_YET = frozenset(_NOT_YET.split())

@@ -93,6 +93,16 @@ class Data(Section):
         "auto", "Image channels: 3 for colour, 1 for grey, auto for what the data has."
     )
     resize: Literal["crop", "pad", "stretch"] = option("crop", "How an image is brought to the model's square.")
+    pixel_form: Literal["auto", "original", "stored"] = option(
+        "auto", "What training crops from: the file itself (original), or a reduced copy (stored)."
+    )
+    stored_px: Auto | PositiveInt = option("auto", "Shorter side of the reduced copy, in pixels.")
+    cache: Literal["auto", "off", "disk"] = option(
+        "auto", "Keep reduced copies on disk for later epochs and runs (auto, disk), or make them each time.", how=True
+    )
+    cache_size: str = option(
+        "auto", "Bytes that all caches may take, such as 20GB; auto is a tenth of the disk.", how=True
+    )
     workers: Auto | CountInt = option("auto", "Threads that decode images; 0 decodes in the main thread.", how=True)
     prefetch: PositiveInt = option(4, "Batches to prepare ahead of the device.", how=True)
 
