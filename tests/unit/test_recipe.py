@@ -155,6 +155,11 @@ def test_texts_are_read_as_yaml_1_2():
     assert recipe.data.path is None
 
 
+@pytest.mark.parametrize("text", ["runs #2", "|", "a: b", "- x", "*", "no", "1e5", "{a}", "a 'b'"])
+def test_text_stays_what_was_typed(text):
+    assert Recipe().override([f"run.output={text}"]).run.output == text
+
+
 def test_later_overrides_win():
     assert Recipe().override(["training.seed=1", "training.seed=2"]).training.seed == 2
     with pytest.raises(UsageError, match=r"section.field=value"):

@@ -132,8 +132,8 @@ def parse_value(text: str, field: Field | None) -> Any:
         return text
     if field is not None and field.is_list and isinstance(value, str):
         return [parse_value(part.strip(), None) for part in value.split(",")]
-    if field is not None and field.accepts(str) and not isinstance(value, str) and value is not None:
-        return text
+    if field is not None and field.accepts(str) and value is not None and text[:1] not in ("'", '"'):
+        return text  # also where YAML would see a comment or a block in it: "runs #2", "|"
     return value
 
 
