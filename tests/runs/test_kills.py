@@ -103,6 +103,7 @@ def test_a_signal_saves_and_leaves_with_its_status(trial, name, state, code):
     assert check_what_is_kept(trial) == 3
 
 
+@pytest.mark.slow
 def test_the_command_itself_heeds_a_signal_from_outside(nursery, image_folder, tmp_path):
     """As people run it: a process of its own, a signal whenever it comes."""
     trial = Trial(nursery, image_folder, tmp_path / "runs", "--epochs", 300)
@@ -228,6 +229,7 @@ def test_a_full_disk_stops_the_run_and_keeps_the_checkpoint_before(undisturbed, 
     assert differing(outcome(trial.run), outcome(undisturbed.run)) == []
 
 
+@pytest.mark.slow
 def test_a_full_disk_for_the_log_is_told_as_such(trial):
     """The checkpoints of SGD without an average are smaller than what 30 epochs write into the log."""
     smaller = ("--opt", "sgd", "--set", "training.ema_decay=0", "--epochs", 40)
