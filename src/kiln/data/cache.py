@@ -121,7 +121,7 @@ class Store:
             return None
         part = self._pixels[self._starts[index] : self._starts[index + 1]]
         if not self._verified[index]:
-            if zlib.crc32(part) + 1 != expected:
+            if zlib.crc32(part.data) + 1 != expected:
                 return None  # a power cut between the pixels and the disk: made again and written again
             self._verified[index] = True
         image = part.reshape(self.shapes[index]).view()
@@ -132,7 +132,7 @@ class Store:
         """Keep an image. Others that put it at the same time write the same bytes."""
         flat = np.ascontiguousarray(image).reshape(-1)
         self._pixels[self._starts[index] : self._starts[index + 1]] = flat
-        self._sums[index] = zlib.crc32(flat) + 1
+        self._sums[index] = zlib.crc32(flat.data) + 1
         self._verified[index] = True
 
     def filled(self) -> float:
@@ -195,7 +195,8 @@ class StoredSource:
         found = None if self.store is None else self.store.get(index)
         if found is not None:
             return found
-        image = self.form.make(self.source.read(index))
+        item: Any = self.source.read(index)
+        image = self.form.make(item)
         if self.store is not None and image.shape == self.store.shapes[index]:
             self.store.put(index, image)
         return image

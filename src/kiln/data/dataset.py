@@ -250,7 +250,8 @@ def _file_entry(path: str) -> Entry:
 def _content_entries(dataset: Any) -> list[Entry]:
     """Sizes, and for some items evenly apart a hash of the stored array: items themselves may be random."""
     identities = dict.fromkeys(range(len(dataset)), "")
-    stored, indices = dataset, range(len(dataset))
+    stored: Any = dataset
+    indices: Any = range(len(dataset))
     while isinstance(stored, Subset):
         indices, stored = [stored.indices[index] for index in indices], stored.dataset
     tensors = getattr(stored, "tensors", None)

@@ -200,7 +200,7 @@ def load_model(model: nn.Module, tensors: dict[str, Tensor]) -> None:
 
 def optimizer_state(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
     """An optimizer's state keyed by parameter name, so that it survives another order of parameters or groups."""
-    names = {parameter: name for name, parameter in model.named_parameters()}
+    names: dict[Tensor, str] = {parameter: name for name, parameter in model.named_parameters()}
     return {
         "state": {names[parameter]: dict(values) for parameter, values in optimizer.state.items()},
         "rates": {name: group["lr"] for group in optimizer.param_groups for name in group["names"]},

@@ -62,7 +62,7 @@ class DataParallel:
         self._wrapped: nn.parallel.DistributedDataParallel | None = None
         self.rank, self.world_size = dist.get_rank(), dist.get_world_size()
         # Objects and flags travel over gloo, so that exchanging them never waits for an accelerator.
-        self._objects = dist.new_group(backend="gloo") if device.type == "cuda" else None
+        self._objects: Any = dist.new_group(backend="gloo") if device.type == "cuda" else None
 
     def prepare(self, model: nn.Module, warm_up: Callable[[nn.Module], None] | None = None) -> nn.Module:
         """Wrap the model; `warm_up` runs one forward and backward.

@@ -36,7 +36,7 @@ class Ema:
             self._pair()
         mine, theirs = self._averaged
         if unless is None:
-            decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
+            decay = min(self.decay, (1 + float(self.updates)) / (10 + float(self.updates)))
             torch._foreach_lerp_(mine, theirs, 1.0 - decay)
             self.updates += 1
         else:
