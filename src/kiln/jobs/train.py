@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from torch.random import fork_rng
+
 from kiln.data.fingerprint import record
 from kiln.data.split import write_split_csv
 from kiln.data.storage import counted
@@ -182,8 +184,11 @@ def _in_session(
     named: Path | None = None,
     extend: str | None = None,
 ) -> Run:
-    """Train, as one of however many processes there are; all learn the folder from the first."""
-    with stopping_at_once():
+    """Train, as one of however many processes there are; all learn the folder from the first.
+
+    Torch's own random state, which dropout is seeded through, is afterwards as it was.
+    """
+    with stopping_at_once(), fork_rng(devices=[]):
         strategy = make_strategy(settings)
         try:
             place: Path = strategy.gather(folder)[0]
