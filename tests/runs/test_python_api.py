@@ -106,9 +106,9 @@ def test_resuming_on_objects_needs_the_objects_again(tmp_path):
 
     data = TensorDataset(torch.randint(0, 256, (24, 3, 8, 8), dtype=torch.uint8), torch.arange(24) % 2)
     run = train(data, tmp_path / "runs")
-    assert run.status["step"] == 2
+    steps = run.status["step"]
     longer = kiln.train(data, resume=run.path, extend="1ep", progress=make(quiet=True))
-    assert longer.status["step"] == 4
+    assert longer.status["step"] == 2 * steps
     with pytest.raises(KilnError, match="data"):
         run.resume(extend="1ep", progress=make(quiet=True))
 
