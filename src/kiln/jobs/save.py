@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import platform
 from contextlib import suppress
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy
 import PIL
-import timm
 import torch
 
 from kiln import __version__
@@ -128,7 +128,7 @@ def environment() -> dict[str, Any]:
             "kiln": __version__,
             "python": platform.python_version(),
             "torch": torch.__version__,
-            "timm": timm.__version__,
+            "timm": version("timm"),  # importing it for this would take longer than all the rest
             "numpy": numpy.__version__,
             "pillow": PIL.__version__,
         },
