@@ -38,8 +38,10 @@ class Timetable:
 
     def is_time(self, what: str, step: int, total_steps: int) -> bool:
         """Whether `what` (`evaluate` or `save`) is due after `step` steps."""
-        every = (self.evaluate_every_steps,) if what == "evaluate" else self.save_every_steps
-        return step == total_steps or any(n > 0 and step % n == 0 for n in every)
+        for every in (self.evaluate_every_steps,) if what == "evaluate" else self.save_every_steps:
+            if every > 0 and step % every == 0:
+                return True
+        return step == total_steps
 
     def is_overdue(self) -> bool:
         """Whether so much time has passed since the last save that another is wanted."""

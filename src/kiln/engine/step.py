@@ -23,6 +23,8 @@ from kiln.losses.contract import as_terms
 from kiln.random import Purpose, bits
 
 ForwardLoss = Callable[[State, Batch], Any]
+Sums = tuple[Tensor, Tensor | float, Tensor | float, Tensor | float]
+"""Loss, weight, wishes to stop, wishes to save: over all processes."""
 
 
 class Measured(NamedTuple):
@@ -80,13 +82,12 @@ class Step:
         state.buffers.save()
         while True:
             try:
-                loss, weight = self._backward(state, batch, count)
+                loss, weight = self._backward(state, batch, num_samples, count)
                 break
             except torch.OutOfMemoryError as error:
                 self._halve(state, batch, error)
-        measured = self._finish_gradients(state, loss, weight, count)
-        self._optimizer_step(state)
-        return measured
+        loss, weight, stop, save = self._finish_gradients(state, loss, weight, count)
+        return Measured(self._optimizer_step(state), loss, weight, stop, save)
 
     def rehearse(self, state: State, batch: Batch) -> None:
         """One forward and backward that leave no trace but in the strategy's wrapper and in buffers."""
@@ -105,32 +106,32 @@ class Step:
         self._seeds = _DropoutSeeds(self.seed, self.strategy.rank)
         self._bound = state
 
-    def _backward(self, state: State, batch: Batch, count: float) -> tuple[Tensor, Tensor | float]:
+    def _backward(self, state: State, batch: Batch, num_samples: int, count: float) -> tuple[Tensor, Tensor | float]:
         """Accumulate gradients of sum(loss * weights) / count; returns that and the sum of weights."""
         for parameter in self._parameters:
             parameter.grad = None
         share = self.strategy.world_size / count  # DistributedDataParallel divides by the number of processes
-        size = self.micro_batch_size
-        micros = [batch] if size is None or size >= len(batch) else list(batch.split(size))
+        size = min(self.micro_batch_size or num_samples, num_samples)
+        micros = [batch] if size == num_samples else list(batch.split(size))
         loss, weight = self._zero, 0.0
         for index, micro in enumerate(micros):
-            num_samples = len(micro)
+            num = min(size, num_samples - index * size)
             self._generator.manual_seed(self._seeds.at(state.step, index, len(micros)))
             with self.strategy.synchronising(index == len(micros) - 1):
                 with self._autocast:
-                    values, weights = as_terms(self.forward_loss(state, micro), num_samples)
+                    values, weights = as_terms(self.forward_loss(state, micro), num)
                 weights = _product(weights, micro.weights)
                 if weights is None:
-                    shares = _even_shares(num_samples, share, values.dtype, values.device)
+                    shares = _even_shares(num, share, values.dtype, values.device)
                 else:
                     shares = weights.to(values.dtype) * share
                 values.backward(shares)  # as backward of their dot product would, with fewer operations
             part = torch.dot(values.detach(), shares)
             loss = part if index == 0 else loss + part
-            weight = weight + (num_samples if weights is None else weights.sum())
+            weight = weight + (num if weights is None else weights.sum())
         return loss, weight
 
-    def _finish_gradients(self, state: State, loss: Tensor, weight: Tensor | float, count: float) -> Measured:
+    def _finish_gradients(self, state: State, loss: Tensor, weight: Tensor | float, count: float) -> Sums:
         """Bring loss and gradients to the exact weighted mean over all processes, check and clip them."""
         scale, stop, save = self._one, 0.0, 0.0
         self._bad.zero_()
@@ -146,17 +147,17 @@ class Step:
         if self.clip_norm is not None:
             norm = torch.nn.utils.get_total_norm(gradients)
             torch.nn.utils.clip_grads_with_norm_(self._parameters, self.clip_norm, norm)
-        return Measured(self._bad, loss, weight, stop, save)
+        return loss, weight, stop, save
 
-    def _sum_over_processes(self, state: State, loss: Tensor, weight: Tensor | float) -> tuple[Tensor, ...]:
+    def _sum_over_processes(self, state: State, loss: Tensor, weight: Tensor | float) -> Sums:
         """Loss, weight, and how many processes wish to stop and to save, in one exchange."""
         if not isinstance(weight, Tensor):
             weight = torch.full((), weight, device=state.device)
         wishes = [self._one if wish else self._zero for wish in (state.stop_reason, state.wants_save)]
         return self.strategy.sum_(torch.stack([loss / self.strategy.world_size, weight, *wishes])).unbind()
 
-    def _optimizer_step(self, state: State) -> None:
-        """Update weights and average, or leave everything as it was before a bad step."""
+    def _optimizer_step(self, state: State) -> Tensor | float:
+        """Update weights and average, or leave everything as it was before a bad step; returns whether it was bad."""
         optimizer: Any = state.optimizer
         if self._skips_itself:
             optimizer.grad_scale, optimizer.found_inf = None, self._bad
@@ -164,12 +165,15 @@ class Step:
             state.buffers.restore_if(self._bad)
             if state.ema is not None:
                 state.ema.update(unless=self._bad)
-        elif self._bad.item():  # on an accelerator this waits: the optimizer has no fused form that skips by itself
+            return self._bad
+        bad = self._bad.item()  # on an accelerator this waits: the optimizer has no fused form that skips by itself
+        if bad:
             state.buffers.restore()
         else:
             optimizer.step()
             if state.ema is not None:
                 state.ema.update()
+        return bad
 
     def _halve(self, state: State, batch: Batch, error: torch.OutOfMemoryError) -> None:
         size = self.micro_batch_size or len(batch)

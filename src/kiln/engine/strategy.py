@@ -14,6 +14,8 @@ from torch import Tensor, nn
 
 from kiln.errors import DistributedError
 
+_NOTHING = nullcontext()
+
 
 class Single:
     """One process on one device."""
@@ -27,7 +29,7 @@ class Single:
 
     def synchronising(self, last: bool) -> AbstractContextManager[None]:  # noqa: ARG002
         """The context of one micro-batch's forward and backward; gradients are exchanged in the last one."""
-        return nullcontext()
+        return _NOTHING
 
     def sum_(self, tensor: Tensor) -> Tensor:
         """Sum a tensor over all processes, in place."""
