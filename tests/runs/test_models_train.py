@@ -290,6 +290,9 @@ def test_the_models_verb_is_the_list_of_what_train_takes(tmp_path, photos):
     assert "kiln/small_cnn" in said.out
     said = command("models", "kiln/small_cnn", "--img-size", "16", "--num-classes", "3", "--json")
     assert said.json["parameters"] > 100_000
+    said = command("models", "kiln/small_cnn", "--num-classes", "10")
+    assert "parameters         288,746" in said.out
+    assert "activation memory  1.0 MiB" in said.out
     assert command("models", "kiln/small_cnns").status == 2
 
 

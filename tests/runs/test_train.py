@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 import os
 import pty
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from albums import CLASSES, FLAGS, class_folders, command, split_folders, swatch, train, write
 from PIL import Image
 
 import kiln
+from kiln.cli import main
 from kiln.errors import DataError, UsageError
+from kiln.redact import HIDDEN
 
 LEFT = {
     "recipe.yaml", "resolved.yaml", "environment.json", "status.json", "lock", "metrics.jsonl", "summary.csv",
@@ -261,7 +266,48 @@ def test_a_failure_after_training_began_stays_in_the_folder(photos, tmp_path):
     assert f"failed     {code}: " in (run.path / "log.txt").read_text()
 
 
+def test_secrets_are_kept_out_of_the_record(photos, tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["kiln", "train", "--hub-token", "hf_abcdefghijklmnopqrst", "https://me:pw@x.org"])
+    monkeypatch.setenv("SOME_API_KEY", "abcdefg1234")
+    run = train(photos, tmp_path / "abcdefg1234")
+    recorded = (run.path / "environment.json").read_text()
+    assert json.loads(recorded)["command"] == ["kiln", "train", "--hub-token", HIDDEN, f"https://{HIDDEN}@x.org"]
+    for path in (run.path / "environment.json", run.path / "log.txt"):
+        assert not re.search("hf_abc|pw@|abcdefg1234", path.read_text())
+
+
 # As a person sees it.
+
+
+def on_a_terminal_of(coding, *arguments):
+    """What the command writes to a stream of some encoding, as bytes."""
+    written = io.BytesIO()
+    stream = io.TextIOWrapper(written, encoding=coding)
+    with contextlib.redirect_stdout(stream):
+        assert main([str(argument) for argument in arguments]) == 0
+        stream.flush()
+        return written.getvalue()
+
+
+def test_names_that_a_terminal_cannot_show_are_escaped(tmp_path):
+    class_folders(tmp_path / "фото", names=("кошка", "狗🐕"))
+    flags = ("--output", tmp_path / "runs", "--name", "run")
+    said = on_a_terminal_of("ascii", "train", tmp_path / "фото", *FLAGS, *flags)
+    assert rb"\u043a\u043e\u0448\u043a\u0430" in said
+    shown = on_a_terminal_of("utf-8", "evaluate", tmp_path / "runs/run", "--split", "val").decode()
+    assert "кошка" in shown
+    for coding in ("ascii", "utf-8"):
+        said = on_a_terminal_of(coding, "predict", tmp_path / "runs/run", tmp_path / "фото", "--json")
+        assert {row["label"] for row in json.loads(said)["predictions"]} <= {"кошка", "狗🐕"}
+
+
+def test_a_name_that_is_no_text_at_all(tmp_path):
+    folder = os.fsdecode(os.fsencode(tmp_path) + b"/photos\xff")
+    class_folders(Path(folder))
+    said = on_a_terminal_of("utf-8", "train", folder, *FLAGS, "--output", tmp_path / "runs", "--name", "run")
+    assert rb"photos\udcff: 36 images" in said
+    assert rb"photos\udcff" in (tmp_path / "runs/run/log.txt").read_bytes()
+    assert kiln.evaluate(tmp_path / "runs/run", split="val")["n"] == 6
 
 
 def kiln_command(*arguments, **options):

@@ -6,6 +6,7 @@ Nothing here may import torch, the recipe, or typer: `kiln --help` prints a tabl
 from __future__ import annotations
 
 import importlib
+import io
 import os
 import sys
 from collections.abc import Sequence
@@ -38,6 +39,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns: the exit status: 0, that of the error's family, 70 for a bug of ours, 130 after Ctrl-C.
     """
     given = list(sys.argv[1:] if arguments is None else arguments)
+    _accept_any_name()
     try:
         _run(given)
         sys.stdout.flush()
@@ -59,6 +61,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         _tell(f"error: {type(error).__name__}: a bug in Kiln; please send the report {where}", given)
         return BUG_EXIT_CODE
     return 0
+
+
+def _accept_any_name() -> None:
+    """Escape in the output what the terminal cannot show: the names of files and classes may hold anything."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def _run(arguments: list[str]) -> None:

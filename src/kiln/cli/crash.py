@@ -29,7 +29,7 @@ def write_report(error: BaseException, arguments: Sequence[str]) -> Path:
         try:
             folder.mkdir(parents=True, exist_ok=True, mode=0o700)
             path = folder / name
-            path.write_text(text, encoding="utf-8")
+            path.write_text(text, encoding="utf-8", errors="backslashreplace")
         except OSError:
             continue
         return path

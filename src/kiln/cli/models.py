@@ -68,12 +68,24 @@ def _tell_one(described: Mapping[str, Any]) -> None:
         columns = list(dict.fromkeys(key for row in rows for key in row))
         table(columns, [[_joined(row.get(column)) for column in columns] for row in rows])
         say()
-    width = max((len(key) for key in described if key not in tables), default=0)
-    for key, value in described.items():
-        if key not in tables:
-            shown = f"{value:,}" if isinstance(value, int) else _joined(value, ", ")
-            say(f"{key.replace('_', ' '):<{width}}  {shown}")
+    lines = {key: value for key, value in described.items() if key not in tables}
+    names = {key: key.replace("_bytes", "_memory").replace("_", " ") for key in lines}
+    width = max(map(len, names.values()), default=0)
+    for key, value in lines.items():
+        say(f"{names[key]:<{width}}  {_counted(key, value)}")
     say(f"next   kiln train DATA --model {described.get('name', 'NAME')}")
+
+
+def _counted(key: str, value: Any) -> Any:
+    """A value with its unit, large numbers as people say them."""
+    if not isinstance(value, int):
+        return _joined(value, ", ")
+    if key.endswith("_bytes"):
+        return f"{value / 2**20:,.1f} MiB"
+    for size, letter in ((10**9, "G"), (10**6, "M")):
+        if value >= size:
+            return f"{value / size:,.2f} {letter}"
+    return f"{value:,}"
 
 
 def _joined(value: Any, separator: str = " x ") -> Any:

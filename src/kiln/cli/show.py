@@ -21,7 +21,8 @@ def note(text: str) -> None:
 
 def say_json(value: Mapping[str, Any] | Sequence[Any]) -> None:
     """One JSON object as one line: the last that is printed. JSON has no NaN: what is undefined is null."""
-    say(json.dumps(_finite(value), ensure_ascii=False, allow_nan=False, default=str))
+    plain = "utf" in (sys.stdout.encoding or "utf-8").lower()
+    say(json.dumps(_finite(value), ensure_ascii=not plain, allow_nan=False, default=str))
 
 
 def table(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -90,13 +91,15 @@ def _verdict(run: Run, status: int, received: list[str]) -> Run:
         reason = "SIGINT" if said["state"] == INTERRUPTED else said["reason"]
         raise preempted(reason, step=said["step"], folder=folder)
     if said["state"] == FAILED and said["code"]:
-        raise family_of(said["code"])(said["code"], said["reason"], where=folder, hint=f"kiln resume {folder}")
+        raise family_of(said["code"])(
+            said["code"], said["reason"], where=folder, hint=f"kiln resume {shlex.quote(folder)}"
+        )
     raise DistributedError(
         "E501",
         f"the processes ended with status {status} and without a word",
         where=folder,
         kept="the last checkpoint, if there is one",
-        hint=f"what they said is above; then kiln resume {folder}",
+        hint=f"what they said is above; then kiln resume {shlex.quote(folder)}",
     )
 
 

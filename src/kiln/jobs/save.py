@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+import sys
 from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
@@ -19,6 +20,7 @@ from kiln.errors import ArtifactError, KilnError
 from kiln.jobs.assemble import Training
 from kiln.jobs.intake import Intake
 from kiln.models.modelfile import save_model
+from kiln.redact import redact_arguments
 from kiln.run import BEST, CHECKPOINTS, MODEL, RUNNING, read_json, set_status, write_json
 
 
@@ -122,8 +124,9 @@ class Saver:
 
 
 def environment() -> dict[str, Any]:
-    """Versions and the machine, for `environment.json`."""
+    """The command, without secrets, versions and the machine, for `environment.json`."""
     return {
+        "command": redact_arguments(sys.argv),
         "versions": {
             "kiln": __version__,
             "python": platform.python_version(),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import signal
 import threading
 from collections.abc import Callable, Iterator
@@ -65,7 +66,10 @@ def _handling(handle: Callable[[str], None]) -> Iterator[None]:
 def preempted(reason: str, *, step: int, folder: str) -> Preempted:
     """The error that leaves with status 75, or 130 after Ctrl-C."""
     error = Preempted(
-        "E801", f"stopped by {reason} at step {step}", kept=f"everything, in {folder}", hint=f"kiln resume {folder}"
+        "E801",
+        f"stopped by {reason} at step {step}",
+        kept=f"everything, in {folder}",
+        hint=f"kiln resume {shlex.quote(folder)}",
     )
     if reason == "SIGINT":
         error.exit_code = 130

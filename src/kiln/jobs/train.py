@@ -221,7 +221,8 @@ class _Session:
         try:
             with naming_lost_peers(self.strategy):
                 return self._train(named, extend)
-        except Preempted:
+        except Preempted as stop:
+            self.progress.note_down(f"stopped    {stop.what}")
             raise
         except KilnError as error:
             self._set_status(FAILED, reason=error.what, code=error.code)

@@ -47,7 +47,7 @@ class Progress:
     def open_log(self, folder: Path) -> None:
         """Keep what is said in the run's `log.txt` from now on, and what was said before."""
         with writing(folder / LOG):
-            self._log = (folder / LOG).open("a", encoding="utf-8")
+            self._log = (folder / LOG).open("a", encoding="utf-8", errors="backslashreplace")
         held, self._held = self._held, []
         for line in held:
             self.note_down(line)
@@ -66,7 +66,8 @@ class Progress:
         self.note_down(line)
         if not self.quiet:
             self._clear()
-            self.stream.write(line + "\n")
+            coding = self.stream.encoding or "utf-8"  # of the terminal, which may not know every letter of a name
+            self.stream.write(line.encode(coding, "backslashreplace").decode(coding) + "\n")
             self.stream.flush()
 
     def start(self, *, total_steps: int, steps_per_epoch: int, first_step: int, names: Sequence[str] = ()) -> None:
