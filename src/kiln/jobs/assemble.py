@@ -211,7 +211,8 @@ def _memory_format(name: str) -> torch.memory_format:
 
 def _set_determinism(level: str) -> None:
     strict = level == "strict"
-    torch.use_deterministic_algorithms(strict)
+    if strict != torch.are_deterministic_algorithms_enabled():  # to say it again imports the compiler: seconds
+        torch.use_deterministic_algorithms(strict)
     if torch.backends.cudnn.is_available():
         torch.backends.cudnn.deterministic = strict
         torch.backends.cudnn.benchmark = not strict
