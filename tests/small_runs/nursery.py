@@ -29,12 +29,14 @@ import kiln.jobs.train
 import kiln.optim.optimizers
 import kiln.runtimes.torch
 import kiln.tasks.classification
+from kiln.models.create import create_model
 
 
 def serve() -> None:
     torch.set_num_threads(1)
     Image.init()
     "".encode("utf-8-sig")
+    create_model("kiln/small_cnn", num_classes=2)  # its dry run brings torch's compiler
     with redirect_stdout(io.StringIO()):
         kiln.cli.main(["recipe", "training.epochs"])  # brings the parser and pydantic
     gc.freeze()
