@@ -232,7 +232,15 @@ def ultralytics(work: Work, num_steps: int, on_step: OnStep) -> None:
 
     with tempfile.TemporaryDirectory() as folder:
         settings = {"project": folder, "device": "cpu", "epochs": 1, "batch": work.batch_size, "nbs": work.batch_size}
-        bare = {"amp": False, "val": False, "save": False, "plots": False, "verbose": False, "warmup_epochs": 0, "lrf": 1.0}
+        bare = {
+            "amp": False,
+            "val": False,
+            "save": False,
+            "plots": False,
+            "verbose": False,
+            "warmup_epochs": 0,
+            "lrf": 1.0,
+        }
         trainer = Trainer(overrides={**settings, **bare, "imgsz": 32, "model": "none.yaml", "data": "none"})
         trainer.callbacks = {"on_train_batch_end": [lambda trainer: on_step(trainer.loss.detach())]}
         trainer.train()
