@@ -41,6 +41,8 @@ def test_cold_warm_off_and_full_give_the_same_run(image_folder, tmp_path):
     warm = train(image_folder, tmp_path / "warm")
     assert len(room.entries()) == 1
     assert "100% there" not in warm.resolved["reasons"]["data.cache"]  # validation's images are never in it
+    left_open = [name for name, value in cold.resolved["values"].items() if value == "auto"]
+    assert left_open == ["loss.name"]  # the task's own
     off = train(image_folder, tmp_path / "off", cache="off")
     full = train(image_folder, tmp_path / "full", cache_size="1KB")
     assert "no room" in full.resolved["reasons"]["data.cache"]

@@ -25,11 +25,18 @@ def training_source(settings: Settings, intake: Intake, contract: PixelContract)
     source, train = intake.source, intake.split.train
     if settings.asks("data.pixel_form"):
         settings.decide("data.pixel_form", *_rule(settings, intake, form))
-    keeps, limit = settings["data.cache"] != "off", settings["data.cache_size"]
-    if settings["data.pixel_form"] == "original":
+    stored = settings["data.pixel_form"] == "stored"
+    if settings.asks("data.cache"):
+        settings.decide(
+            "data.cache", "disk" if stored else "off", "copies are kept" if stored else "there are no copies"
+        )
+    if settings.asks("data.cache_size"):
+        settings.decide("data.cache_size", f"{room.budget('auto')}B", "a tenth of what the disk has for caches")
+    keeps, limit = settings["data.cache"] != "off", room.parse_size(settings["data.cache_size"])
+    if not stored:
         return source
     shapes = stored_shapes(source, train.tolist(), form)
-    store = open_store(source, shapes, form, limit_bytes=room.budget(limit)) if keeps else None
+    store = open_store(source, shapes, form, limit_bytes=limit) if keeps else None
     if keeps and store is None:
         settings.reasons["data.cache"] = (
             "no room for it: each image is decoded in every epoch (--cache-size, kiln cache clear)"
