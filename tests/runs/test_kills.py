@@ -55,7 +55,7 @@ def die_before(operation, trial):
 
 
 # A process begins with a dozen file operations; then each save takes 6 to 15, with the best model and the status.
-@pytest.mark.parametrize("operation", [16, 21, 24, 26])
+@pytest.mark.parametrize("operation", [21, 26])
 def test_killed_between_file_operations_of_a_save(undisturbed, trial, operation):
     die_before(operation, trial)
     check_the_stream(trial, undisturbed)
@@ -66,8 +66,8 @@ def test_killed_between_file_operations_of_a_save(undisturbed, trial, operation)
 @pytest.mark.slow
 @pytest.mark.parametrize("first", [1, 7, 13])
 def test_killed_between_file_operations_of_a_whole_run(nursery, image_folder, tmp_path, undisturbed, first):
-    """Every sixth of its 214 operations; `make chaos` takes them all."""
-    for operation in range(first, 215, 18):
+    """Every sixth of its 210 or so operations; `make chaos` takes them all."""
+    for operation in range(first, 200, 18):
         trial = Trial(nursery, image_folder, tmp_path / str(operation))
         die_before(operation, trial)
         assert differing(outcome(trial.run), outcome(undisturbed.run)) == []
