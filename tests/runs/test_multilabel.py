@@ -101,6 +101,7 @@ def test_an_image_without_a_label_says_none(trained, album):
     assert sum(share for _, share in row["top"]) != pytest.approx(1)  # each label has a probability of its own
 
 
+@pytest.mark.slow
 def test_the_export_agrees(trained, album):
     said = command("export", trained.path, "--json")
     assert said.status == 0, said.err

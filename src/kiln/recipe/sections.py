@@ -83,7 +83,7 @@ class Data(Section):
     group_column: str | None = option(None, "Table column whose equal values must stay in one split.")
     class_names: str | None = option(None, "Text file with one class name per line, for integer labels.")
     val_fraction: ShareBelowOne = option(0.15, "Share of the training samples to validate on, if none are set apart.")
-    test_fraction: ShareBelowOne = option(0.0, "Share of all samples to set apart for the final test.")
+    test_fraction: ShareBelowOne = option(0.0, "Share of the training samples to set apart for the final test; 0 sets none apart.")
     bad_files: Literal["error", "skip"] = option(
         "error", "An unreadable validation or test file: stop, or skip and count it (in training its weight is 0)."
     )
