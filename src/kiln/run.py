@@ -44,7 +44,11 @@ class Run:
         self.path = Path(path)
         if not (self.path / RECIPE).is_file():
             raise UsageError(
-                "E105", f"{self.path} is no run folder: it has no {RECIPE}", hint="name a folder that kiln train made"
+                "E105",
+                f"{self.path} is no run folder: it has no {RECIPE}",
+                got="" if self.path.is_dir() else str(self.path),
+                choices=runs_near(self.path),
+                hint="name a folder that kiln train made",
             )
 
     def __repr__(self) -> str:
@@ -281,6 +285,11 @@ def locked(folder: Path) -> Iterator[None]:
         file.write(str(os.getpid()))
         file.flush()
         yield
+
+
+def runs_near(path: Path) -> list[str]:
+    """Runs that may have been meant by what is no run: those in that folder, or beside it where there is none."""
+    return [str(run.path) for run in runs_in(path if path.is_dir() else path.parent)]
 
 
 def runs_in(output: Path) -> list[Run]:

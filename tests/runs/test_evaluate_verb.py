@@ -222,6 +222,14 @@ def test_what_is_no_model(trained, photos, tmp_path):
     said = command("evaluate", tmp_path / "nowhere", photos)
     assert said.status == 4
     assert "no such file" in said.err
+    said = command("evaluate", trained.path.parent, photos)  # the folder of the runs instead of one
+    assert said.status == 4
+    assert f"choices: {trained.path}" in said.err
+    said = command("evaluate", str(trained.path).replace("small", "smal"), photos)
+    assert f"did you mean: {trained.path}" in said.err
+    said = command("resume", trained.path.parent)
+    assert said.status == 2
+    assert f"choices: {trained.path}" in said.err
     said = command("evaluate", photos, photos)
     assert said.status == 4
     assert "holds no model.safetensors" in said.err

@@ -8,6 +8,7 @@ from typing import Any
 
 from kiln.errors import ArtifactError, UsageError
 from kiln.names import RUNTIMES, load_object
+from kiln.run import runs_near
 from kiln.runtimes.predictor import BATCH_SIZE, Predictor, Runtime
 
 __all__ = ["BATCH_SIZE", "MODEL_NAME", "Predictor", "Runtime", "load", "model_path"]
@@ -50,7 +51,9 @@ def model_path(path: Any) -> Path:
     if path.is_dir():
         if (path / MODEL_NAME).is_file():
             return path / MODEL_NAME
-        raise ArtifactError("E303", f"{path} holds no {MODEL_NAME}", expected="the folder of a run that saved a model")
+        what, expected = f"{path} holds no {MODEL_NAME}", "the folder of a run that saved a model"
+        raise ArtifactError("E303", what, expected=expected, choices=runs_near(path))
     if not path.is_file():
-        raise ArtifactError("E303", f"{path}: no such file", expected="a model file, the folder of a run, or an .onnx")
+        what, expected = f"{path}: no such file", "a model file, the folder of a run, or an .onnx"
+        raise ArtifactError("E303", what, expected=expected, got=str(path), choices=runs_near(path))
     return path
