@@ -55,6 +55,17 @@ class Training:
     strategy: Strategy
 
 
+@dataclass
+class Pipeline:
+    """What a training sees: its batches, and what is needed to read them."""
+
+    batches: OnDevice
+    loader: TrainLoader
+    created: Created
+    contract: PixelContract
+    bad_files: BadFiles
+
+
 def make_strategy(settings: Settings) -> Strategy:
     """The strategy, which must stand before anything else: it tells the rank."""
     name = settings["run.strategy"]
@@ -71,15 +82,10 @@ def assemble(settings: Settings, intake: Intake, strategy: Strategy, *, resuming
     """
     device = torch.device(settings["run.device"])
     _set_determinism(settings["run.determinism"])
-    created = _created(settings, intake, resuming)
-    contract = _contract(settings, created)
+    pipeline = assemble_batches(settings, intake, strategy, resuming=resuming)
+    created, contract, bad_files = pipeline.created, pipeline.contract, pipeline.bad_files
     model = created.model.to(device).to(memory_format=_memory_format(settings["run.memory_format"]))
-    bad_files = BadFiles(intake.source.keys, limit=settings["data.max_bad_fraction"] * len(intake.split.train))
-    batches = _batches(settings, intake, contract, bad_files, strategy)
-    on_device = OnDevice(
-        batches, _flips(settings, intake), device=device, normalize=_normalizer(created, intake, device)
-    )
-    steps_per_epoch = len(batches)
+    steps_per_epoch = len(pipeline.batches)
     total_steps = settings["training.epochs"].to_steps(steps_per_epoch=steps_per_epoch)
     state = State(model, _optimizer(settings, model), ema=_ema(settings, model))
     state.parts["bad_files"] = bad_files
@@ -97,7 +103,7 @@ def assemble(settings: Settings, intake: Intake, strategy: Strategy, *, resuming
     return Training(
         state=state,
         step=step,
-        batches=on_device,
+        batches=pipeline.batches,
         schedule=schedule,
         timetable=timetable,
         total_steps=total_steps,
@@ -107,6 +113,17 @@ def assemble(settings: Settings, intake: Intake, strategy: Strategy, *, resuming
         validator=validator,
         strategy=strategy,
     )
+
+
+def assemble_batches(settings: Settings, intake: Intake, strategy: Strategy, *, resuming: bool = False) -> Pipeline:
+    """Build the batches of a training without what learns from them; arguments and errors as for `assemble`."""
+    device = torch.device(settings["run.device"])
+    created = _created(settings, intake, resuming)
+    contract = _contract(settings, created)
+    bad_files = BadFiles(intake.source.keys, limit=settings["data.max_bad_fraction"] * len(intake.split.train))
+    loader = _batches(settings, intake, contract, bad_files, strategy)
+    batches = OnDevice(loader, _flips(settings, intake), device=device, normalize=_normalizer(created, intake, device))
+    return Pipeline(batches=batches, loader=loader, created=created, contract=contract, bad_files=bad_files)
 
 
 def wrap_for_processes(training: Training) -> None:
