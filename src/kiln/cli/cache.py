@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from kiln.cli.app import Json, run_command
-from kiln.cli.show import say, say_json, table
+from kiln.cli.terminal import say, say_json, table
 from kiln.data import room
 from kiln.errors import UsageError
 

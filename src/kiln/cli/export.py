@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from kiln.cli.app import Json, ModelArgument, Trust, flags_from_keys, run_command
-from kiln.cli.show import say, say_json
+from kiln.cli.terminal import say, say_json
 from kiln.names import VERBS, load_object
 
 KEYS = {"model": "", "format": "--format", "opset": "--opset", "output": "--output"}

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from kiln.cli.app import Json, run_command
-from kiln.cli.show import say, say_json, table
+from kiln.cli.terminal import say, say_json, table
 from kiln.names import load_object
 
 _WILD = "*?["

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from kiln.cli.show import say, say_json
+from kiln.cli.terminal import say, say_json
 from kiln.errors import Preempted
 from kiln.names import VERBS, load_object
 from kiln.observe.wording import describe_metrics

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from kiln.cli.app import BatchSize, Device, Json, ModelArgument, Runtime, Trust, Workers, flags_from_keys, run_command
-from kiln.cli.show import note, say, say_json, table
+from kiln.cli.terminal import note, say, say_json, table
 from kiln.errors import UsageError
 from kiln.names import VERBS, load_object
 

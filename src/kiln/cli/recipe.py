@@ -9,7 +9,7 @@ import typer
 
 from kiln.cli.app import Json, run_command
 from kiln.cli.flags import FLAGS
-from kiln.cli.show import say, say_json, table
+from kiln.cli.terminal import say, say_json, table
 from kiln.errors import UsageError
 from kiln.recipe import FIELDS, SECTIONS, Recipe
 from kiln.recipe.presets import PRESETS, preset

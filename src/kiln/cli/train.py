@@ -11,7 +11,7 @@ import typer
 from kiln.cli.app import Json, Quiet, run_command
 from kiln.cli.flags import FLAGS, Flag, canonical
 from kiln.cli.outcome import train_and_tell
-from kiln.cli.show import note
+from kiln.cli.terminal import note
 from kiln.errors import UsageError
 from kiln.recipe import FIELDS, Recipe
 from kiln.recipe.presets import PRESETS, preset

@@ -7,7 +7,7 @@ import pty
 import pytest
 
 from kiln.cli.outcome import tell_outcome
-from kiln.cli.show import say_json, table
+from kiln.cli.terminal import say_json, table
 from kiln.observe.wording import describe_metrics, percent
 
 SUMMARY = {
