@@ -38,13 +38,17 @@ def _is_same(a: Recipe, b: Recipe) -> bool:
     return places[0] == places[1] and not a.differences(b).keys() - Recipe.how_fields()
 
 
-def changes_of(recorded: Recipe, given: Recipe, said: Collection[str]) -> dict[str, Any]:
+GO_ON = "leave them out to go on with the run, or start a new one without --resume"
+
+
+def changes_of(recorded: Recipe, given: Recipe, said: Collection[str], *, hint: str = GO_ON) -> dict[str, Any]:
     """What is said differently from a run's recipe, and may be.
 
     Args:
         recorded: the run's own.
         given: this time's; what is left at its default was not said.
         said: fields that were said even so, though they may have their default.
+        hint: what to do when it may not.
     Raises: UsageError: something that decides what comes out differs; with the differences.
     """
     names = {".".join(name.split(".")[:2]) for name in said} | given.differences(Recipe()).keys()
@@ -55,7 +59,7 @@ def changes_of(recorded: Recipe, given: Recipe, said: Collection[str]) -> dict[s
             "E106",
             f"the run was started with other settings: {', '.join(refused)}",
             details=[f"{name}: the run has {recorded[name]}, now given {changed[name]}" for name in refused],
-            hint="leave them out to go on with the run, or start a new one without --resume",
+            hint=hint,
         )
     return changed
 

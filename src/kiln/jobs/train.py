@@ -23,6 +23,7 @@ from kiln.errors import KilnError, NumericError, Preempted, UsageError
 from kiln.events import Event, Saved
 from kiln.jobs import launch
 from kiln.jobs.announce import describe
+from kiln.jobs.asked import asked_for
 from kiln.jobs.assemble import Training, assemble, make_strategy, wrap_for_processes
 from kiln.jobs.extend import extended_schedule, extension
 from kiln.jobs.finish import all_bad, finish, write_bad_files
@@ -33,7 +34,7 @@ from kiln.jobs.save import Saver, bitwise_conditions, environment
 from kiln.jobs.signals import STOPS, Interrupted, heeding_signals, preempted, stopping_at_once
 from kiln.observe.progress import Progress, make
 from kiln.observe.records import MetricsLog, write_summary
-from kiln.recipe import FIELDS, Recipe
+from kiln.recipe import Recipe
 from kiln.recipe.duration import Duration
 from kiln.recipe.trust import code_names, require_trust
 from kiln.run import (
@@ -57,17 +58,6 @@ from kiln.run import (
     write_json,
     write_yaml,
 )
-
-SHORT_NAMES = {
-    **{field.key: name for name, field in FIELDS.items() if field.key not in ("name", "every", "path", "root")},
-    "model": "model.name",
-    "opt": "optim.name",
-    "sched": "schedule.name",
-    "loss": "loss.name",
-    "task": "task.name",
-    "name": "run.name",
-    "checkpoint_every": "checkpoint.every",
-}
 
 
 def train(
@@ -95,13 +85,8 @@ def train(
     Raises: KilnError: see docs/errors.md; whatever was saved before stays.
     """
     progress = progress or make()
-    changes = {**{_full_name(name): value for name, value in settings.items()}, **(overrides or {})}
-    changes = {name: os.fspath(value) if isinstance(value, os.PathLike) else value for name, value in changes.items()}
-    recipe = (recipe or Recipe()).override(changes) if changes else recipe or Recipe()
-    if isinstance(data, str | os.PathLike):
-        recipe, data = recipe.override({"data.path": os.fspath(data)}), None
-    elif data is not None and recipe.data.path is not None:
-        raise UsageError("E103", f"two data sets: an object, and data.path = {recipe.data.path}", expected="one")
+    asked = asked_for(data, recipe, overrides, settings)
+    recipe, data, changes = asked.recipe, asked.data, asked.changes
     folder, named = (None, None) if resume is None else find_run(resume, recipe)
     if folder is not None:
         recorded = Run(folder).recipe
@@ -131,12 +116,6 @@ def train(
 def resume(run: str | os.PathLike[str], **options: Any) -> Run:
     """Go on with a run exactly where it stood; options as for `train`."""
     return train(resume=run, **options)
-
-
-def _full_name(name: str) -> str:
-    if name not in SHORT_NAMES:
-        raise UsageError("E101", f"unknown setting {name!r}", got=name, choices=sorted(SHORT_NAMES))
-    return SHORT_NAMES[name]
 
 
 def _stem(data: Any, model: str) -> str:

@@ -1,0 +1,59 @@
+"""What a caller from Python asks for, as a recipe: settings by their short names, overrides by their full ones."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from kiln.errors import UsageError
+from kiln.recipe import FIELDS, Recipe
+
+SHORT_NAMES = {
+    **{field.key: name for name, field in FIELDS.items() if field.key not in ("name", "every", "path", "root")},
+    "model": "model.name",
+    "opt": "optim.name",
+    "sched": "schedule.name",
+    "loss": "loss.name",
+    "task": "task.name",
+    "name": "run.name",
+    "checkpoint_every": "checkpoint.every",
+}
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A recipe, the data where they are an object and no path, and the changes that were named."""
+
+    recipe: Recipe
+    data: Any
+    changes: dict[str, Any]
+
+
+def asked_for(
+    data: Any, recipe: Recipe | None, overrides: Mapping[str, Any] | None, settings: Mapping[str, Any]
+) -> Asked:
+    """Bring together what a verb was given.
+
+    Args:
+        data: a path, which becomes `data.path`; or an object; or None.
+        recipe: the defaults without one.
+        overrides: recipe fields by their full names.
+        settings: recipe fields by their short names.
+    Raises: UsageError: an unknown name, a wrong value, or two data sets.
+    """
+    changes = {**{_full_name(name): value for name, value in settings.items()}, **(overrides or {})}
+    changes = {name: os.fspath(value) if isinstance(value, os.PathLike) else value for name, value in changes.items()}
+    recipe = (recipe or Recipe()).override(changes) if changes else recipe or Recipe()
+    if isinstance(data, str | os.PathLike):
+        recipe, data = recipe.override({"data.path": os.fspath(data)}), None
+    elif data is not None and recipe.data.path is not None:
+        raise UsageError("E103", f"two data sets: an object, and data.path = {recipe.data.path}", expected="one")
+    return Asked(recipe, data, changes)
+
+
+def _full_name(name: str) -> str:
+    if name not in SHORT_NAMES:
+        raise UsageError("E101", f"unknown setting {name!r}", got=name, choices=sorted(SHORT_NAMES))
+    return SHORT_NAMES[name]
