@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 __all__ = [
-    "train", "resume", "evaluate", "predict", "export", "demo", "load",
+    "train", "resume", "evaluate", "predict", "export", "demo", "show", "load",
     "fit", "open_source", "create_model",
     "Recipe", "Run", "Batch", "KilnError",
 ]  # fmt: skip
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from kiln.jobs.evaluate import evaluate
     from kiln.jobs.export import export
     from kiln.jobs.predict import predict
+    from kiln.jobs.show import show
     from kiln.jobs.train import resume, train
     from kiln.models.create import create_model
     from kiln.recipe import Recipe

@@ -16,6 +16,7 @@ VERBS = {
     "predict": "kiln.jobs.predict:predict",
     "export": "kiln.jobs.export:export",
     "demo": "kiln.jobs.demo:demo",
+    "show": "kiln.jobs.show:show",
     "load": "kiln.runtimes:load",
     "fit": "kiln.engine.fit:fit",
     "open_source": "kiln.data.source:open_source",

@@ -123,6 +123,11 @@ class Run:
         }
 
 
+def is_run(path: Any) -> bool:
+    """Whether something is a run: a `Run`, or the path of a folder that holds one."""
+    return isinstance(path, Run) or (isinstance(path, str | os.PathLike) and (Path(path) / RECIPE).is_file())
+
+
 def write_atomically(path: Path, data: bytes) -> None:
     """Replace a file so that a crash leaves the old one or the new one.
 

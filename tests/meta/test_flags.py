@@ -3,7 +3,7 @@
 import pytest
 
 from kiln.cli.flags import FLAGS, OWN, canonical
-from kiln.cli.train import assignments
+from kiln.cli.recipe_arguments import assignments
 from kiln.errors import UsageError
 from kiln.recipe import FIELDS, Recipe
 from kiln.recipe.aliases import ALWAYS_ON, KNOWN, MAPPED, NOT_YET, REPLACED, translate

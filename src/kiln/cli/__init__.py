@@ -21,6 +21,7 @@ VERBS = {
     "predict": "name the class of images, as a table",
     "export": "write a model in a form that runs without PyTorch",
     "models": "list the models there are, or describe one",
+    "show": "write a picture of what training sees, before and after augmentation",
     "cache": "list or remove what is kept of decoded images",
     "recipe": "show the settings: a preset, a field, the JSON schema",
     "demo": "train on handwritten digits, to see that all is well",

@@ -6,7 +6,7 @@ before parsing, so that of two that name the same field the later wins, whatever
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from kiln.cli.app import split_key_value
@@ -95,8 +95,15 @@ _OF_FIELD = {flag.field: flag for flag in FLAGS}
 
 @dataclass
 class Canonical:
-    """Arguments in Kiln's own spelling, and what to tell about those that were written otherwise."""
+    """Arguments in Kiln's own spelling, and what to tell about those that were written otherwise.
 
+    Attributes:
+        verb: whose arguments they are.
+        own: flags of that verb which set no field: name -> whether a value follows.
+    """
+
+    verb: str
+    own: Mapping[str, bool]
     arguments: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
@@ -115,13 +122,17 @@ class Canonical:
         self.notes.append(meaning.note)
 
 
-def canonical(arguments: Sequence[str]) -> Canonical:
-    """Rewrite the arguments of `kiln train` to its own flags.
+def canonical(arguments: Sequence[str], *, verb: str = "train", own: Mapping[str, bool] | None = None) -> Canonical:
+    """Rewrite the arguments of a verb that takes a recipe to its own flags.
 
+    Args:
+        arguments: what the user wrote.
+        verb: named in messages.
+        own: flags that set no field, besides those of `OWN`: name -> whether a value follows.
     Raises: UsageError: a flag or key that neither Kiln nor a peer knows (the closest is suggested), or one that Kiln
         does not have yet.
     """
-    done = Canonical()
+    done = Canonical(verb, {**OWN, **(own or {})})
     waiting = _Tokens(arguments)
     for token in waiting:
         if token == "--":
@@ -152,30 +163,30 @@ class _Tokens(Iterator[str]):
         return self._left[-1] if self._left else ""
 
 
-def _value_of(name: str, waiting: _Tokens) -> str:
+def _value_of(name: str, waiting: _Tokens, done: Canonical) -> str:
     value = next(waiting, None)
     if value is None:
-        raise UsageError("E101", f"{name} needs a value", hint="kiln train --help")
+        raise UsageError("E101", f"{name} needs a value", hint=f"kiln {done.verb} --help")
     return value
 
 
 def _take_flag(token: str, waiting: _Tokens, done: Canonical) -> None:
     name, equals, inline = token.partition("=")
     if name in _OF_NAME:
-        done.set(_OF_NAME[name].field, inline if equals else _value_of(name, waiting))
-    elif name in OWN:
+        done.set(_OF_NAME[name].field, inline if equals else _value_of(name, waiting, done))
+    elif name in done.own:
         _take_own(name, inline if equals else None, waiting, done)
     elif kebab(name) in KNOWN:
-        done.adopt(translate(name, [inline] if equals else _peer_values(name, waiting)))
+        done.adopt(translate(name, [inline] if equals else _peer_values(name, waiting, done)))
     else:
-        raise _unknown(name, [*_OF_NAME, *OWN, *(f"--{known}" for known in MAPPED)])
+        raise _unknown(name, done, [*_OF_NAME, *done.own, *(f"--{known}" for known in MAPPED)])
 
 
 def _take_own(name: str, inline: str | None, waiting: _Tokens, done: Canonical) -> None:
-    if not OWN[name]:
+    if not done.own[name]:
         done.arguments += [name] if inline is None or inline.lower() not in OFF else []
         return
-    value = inline if inline is not None else _value_of(name, waiting)
+    value = inline if inline is not None else _value_of(name, waiting, done)
     target, equals, setting = value.partition("=")
     if name == "--set" and equals and target.strip() in _OF_FIELD:
         done.set(target.strip(), setting.strip())
@@ -183,24 +194,24 @@ def _take_own(name: str, inline: str | None, waiting: _Tokens, done: Canonical) 
         done.arguments.append(f"{name}={value}")
 
 
-def _peer_values(name: str, waiting: _Tokens) -> list[str]:
+def _peer_values(name: str, waiting: _Tokens, done: Canonical) -> list[str]:
     """The values that follow a peer's flag: as many as that peer's command takes."""
     alias = MAPPED.get(kebab(name))
     if alias is None:  # not available: only whether it is switched off matters
         return [next(waiting)] if waiting.next and waiting.next.lower() in OFF else []
     if alias.bare is not None:
         return []
-    return [_value_of(name, waiting) for _ in range(alias.num_values)]
+    return [_value_of(name, waiting, done) for _ in range(alias.num_values)]
 
 
 def _take_short(token: str, waiting: _Tokens, done: Canonical) -> None:
     name, attached = token[:2], token[2:].removeprefix("=")
     if name in _OF_NAME:
-        done.set(_OF_NAME[name].field, attached or _value_of(name, waiting))
-    elif token in OWN:
+        done.set(_OF_NAME[name].field, attached or _value_of(name, waiting, done))
+    elif token in done.own:
         done.arguments.append(token)
     else:
-        raise _unknown(token, [*_OF_NAME, *OWN])
+        raise _unknown(token, done, [*_OF_NAME, *done.own])
 
 
 def _take_word(token: str, done: Canonical) -> None:
@@ -214,18 +225,18 @@ def _take_word(token: str, done: Canonical) -> None:
         done.set(key, value)
     elif flag in _OF_NAME:
         done.set(_OF_NAME[flag].field, value)
-    elif flag in OWN:
+    elif flag in done.own:
         _take_own(flag, value, _Tokens(()), done)
     elif kebab(key) in KNOWN:
         done.adopt(translate(key, [value]))
     else:
-        names = [name.lstrip("-") for name in (*_OF_NAME, *OWN) if name.startswith("--")]
-        raise _unknown(key, [*names, *MAPPED, *FIELDS])
+        names = [name.lstrip("-") for name in (*_OF_NAME, *done.own) if name.startswith("--")]
+        raise _unknown(key, done, [*names, *MAPPED, *FIELDS])
 
 
-def _unknown(name: str, choices: Sequence[str]) -> UsageError:
+def _unknown(name: str, done: Canonical, choices: Sequence[str]) -> UsageError:
     meant = closest(name, choices)
     what = f"unknown flag {name}: did you mean {meant}?" if meant else f"unknown flag {name}"
     return UsageError(
-        "E101", what, hint="kiln train --help lists the flags; every field goes by --set section.field=value"
+        "E101", what, hint=f"kiln {done.verb} --help lists the flags; every field goes by --set section.field=value"
     )
