@@ -266,7 +266,7 @@ def test_random_crops_have_the_shape_and_lie_inside(resize, width, height):
     corners = [np.array(draws) for draws in itertools.product([0.0, 1 - 1e-12], repeat=NUM_CROP_DRAWS)]
     for draws in [*corners, np.array([0.3, 0.5, 0.2, 0.9])]:
         assert images.load(0, draws).shape == (12, 16, 3)
-        left, top, right, bottom = images._box(width, height, draws)
+        left, top, right, bottom = images._box(height, width, draws)
         assert -1e-9 <= left < right <= width + 1e-9
         assert -1e-9 <= top < bottom <= height + 1e-9
 

@@ -27,6 +27,7 @@ from numpy.typing import NDArray
 
 from kiln import pixels
 from kiln.data import room
+from kiln.data.decode import DECODER, RESIZER, crop_resize, decode
 from kiln.data.fingerprint import digest
 from kiln.data.source import Source
 from kiln.errors import DataError
@@ -66,16 +67,14 @@ class StoredForm:
 
         Raises: PixelError: it cannot be read.
         """
-        image = (
-            pixels.decode_image(data, channels=self.channels, max_pixels=self.max_pixels)
-            if isinstance(data, bytes)
-            else data
-        )
-        height, width = image.shape[:2] if isinstance(image, np.ndarray) else image.size[::-1]
+        image = decode(data, channels=self.channels, max_pixels=self.max_pixels) if isinstance(data, bytes) else data
+        height, width = image.shape[:2]
         shape = self._shape(height, width)
-        if shape[:2] == (height, width):
-            return np.asarray(image).reshape(shape)
-        return pixels.resize(image, shape[:2], interpolation=self.interpolation)
+        if shape == image.shape:
+            return np.ascontiguousarray(image)
+        reduced = np.empty(shape, np.uint8)
+        crop_resize(image, (0, 0, width, height), reduced, interpolation=self.interpolation)
+        return reduced
 
 
 class Store:
@@ -225,7 +224,7 @@ def open_store(
     A file that changed has another size or time, so the source another fingerprint and the store another folder.
     """
     needed = sum(height * width * channels for height, width, channels in shapes)
-    key = digest([source.fingerprint, repr(form), PIL.__version__, *map(str, shapes)])
+    key = digest([source.fingerprint, repr(form), DECODER, RESIZER, PIL.__version__, *map(str, shapes)])
     folder = room.root() / key
     if not room.make_room(needed, limit_bytes, keep=folder):
         return None

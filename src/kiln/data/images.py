@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kiln import pixels
+from kiln.data.decode import Array, Box, crop_resize, open_jpeg
 from kiln.errors import DataError
 from kiln.random import Purpose, uniform
 
@@ -64,8 +65,8 @@ class ContractImages:
         """No parameters: there is nothing random in the contract."""
         return None
 
-    def load(self, index: int, draws: NDArray[np.float64] | None = None) -> Any:  # noqa: ARG002
-        """(H, W, C) uint8, or the float (C, H, W) tensor of a source that transforms by itself.
+    def load(self, index: int, draws: NDArray[np.float64] | None = None, out: Array | None = None) -> Any:  # noqa: ARG002
+        """(H, W, C) uint8 in `out` or anew, or the float (C, H, W) tensor of a source that transforms by itself.
 
         Raises: BadSample: it cannot be read.
         """
@@ -73,7 +74,7 @@ class ContractImages:
         if self.source.transformed:
             return item
         try:
-            return self.contract.apply(item)
+            return _placed(self.contract.apply(item), out)
         except pixels.PixelError as error:
             raise BadSample(error.reason, str(error)) from error
 
@@ -102,37 +103,51 @@ class RandomCropImages:
         """(B, 4) in [0, 1): pure functions of (seed, epoch, sample)."""
         return uniform(seed, Purpose.CROP, epoch=epoch, sample=keys, num_draws=NUM_CROP_DRAWS)
 
-    def load(self, index: int, draws: NDArray[np.float64] | None = None) -> Any:
-        """(H, W, C) uint8, or the float (C, H, W) tensor of a source that transforms by itself.
+    def load(self, index: int, draws: NDArray[np.float64] | None = None, out: Array | None = None) -> Any:
+        """(H, W, C) uint8 in `out` or anew, or the float (C, H, W) tensor of a source that transforms by itself.
 
         Raises: BadSample: it cannot be read.
         """
         item = read(self.source, index)
         if self.source.transformed:
             return item
-        contract = self.contract
         try:
-            if draws is None:
-                return contract.apply(item)
-            if isinstance(item, bytes):
-                smallest = int(max(contract.height, contract.width) / self.scale[0] ** 0.5) + 1
-                item = pixels.decode_image(
-                    item, channels=contract.channels, max_pixels=contract.max_pixels, at_least_px=smallest
-                )
-            elif item.shape[2] != contract.channels:
-                return contract.apply(item)  # says what is wrong with it
-            height, width = item.shape[:2] if isinstance(item, np.ndarray) else (item.height, item.width)
-            box = self._box(width, height, draws)
-            if contract.resize == "pad":
-                left, top, right, bottom = (round(edge) for edge in box)
-                whole = np.asarray(item).reshape(height, width, contract.channels)
-                return contract.apply(whole[top : max(bottom, top + 1), left : max(right, left + 1)])
-            return pixels.resize(item, self.shape[:2], interpolation=contract.interpolation, box=box)
+            if draws is None or (isinstance(item, np.ndarray) and item.shape[2] != self.contract.channels):
+                return _placed(self.contract.apply(item), out)  # which also says what is wrong with it
+            image, box = self._opened(item, draws)
+            left, top, right, bottom = box
+            if self.contract.resize == "pad":
+                return _placed(self.contract.apply(np.ascontiguousarray(image[top:bottom, left:right])), out)
+            out = np.empty(self.shape, np.uint8) if out is None else out
+            crop_resize(image, box, out, interpolation=self.contract.interpolation)
+            return out
         except pixels.PixelError as error:
             raise BadSample(error.reason, str(error)) from error
 
-    def _box(self, width: int, height: int, draws: NDArray[np.float64]) -> tuple[float, float, float, float]:
-        area_draw, ratio_draw, x_draw, y_draw = (float(draw) for draw in draws)
+    def _opened(self, item: bytes | Array, draws: NDArray[np.float64]) -> tuple[Array, Box]:
+        """The decoded image, perhaps reduced by the decoder, and the crop in it."""
+        contract = self.contract
+        if not isinstance(item, bytes):
+            height, width = item.shape[:2]
+            return item, _whole(self._box(height, width, draws), height, width)
+        encoded = open_jpeg(item, max_pixels=contract.max_pixels) if contract.channels == 3 else None
+        if encoded is None:
+            smallest = int(max(contract.height, contract.width) / self.scale[0] ** 0.5) + 1
+            image = pixels.decode(
+                item, channels=contract.channels, max_pixels=contract.max_pixels, at_least_px=smallest
+            )
+            height, width = image.shape[:2]
+            return image, _whole(self._box(height, width, draws), height, width)
+        height, width = encoded.height, encoded.width
+        left, top, right, bottom = self._box(height, width, draws)
+        rows, columns = contract.height / (bottom - top), contract.width / (right - left)
+        image = encoded.decode(at_least=(height * rows, width * columns))
+        down, across = image.shape[0] / height, image.shape[1] / width
+        return image, _whole((left * across, top * down, right * across, bottom * down), *image.shape[:2])
+
+    def _box(self, height: int, width: int, draws: NDArray[np.float64]) -> tuple[float, float, float, float]:
+        """Left, top, right and bottom of the crop."""
+        area_draw, ratio_draw, x_draw, y_draw = draws.tolist()
         share = self.scale[0] + area_draw * (self.scale[1] - self.scale[0])
         ratio = self.ratio[0] * (self.ratio[1] / self.ratio[0]) ** ratio_draw
         across, down = (share * ratio) ** 0.5, (share / ratio) ** 0.5
@@ -147,6 +162,19 @@ class RandomCropImages:
         w, h = min(max(wanted[0], 1.0), float(width)), min(max(wanted[1], 1.0), float(height))
         left, top = x_draw * (width - w), y_draw * (height - h)
         return left, top, left + w, top + h
+
+
+def _whole(box: tuple[float, float, float, float], height: int, width: int) -> Box:
+    """The box in whole pixels, at least one of them."""
+    left, top = min(round(box[0]), width - 1), min(round(box[1]), height - 1)
+    return left, top, min(max(round(box[2]), left + 1), width), min(max(round(box[3]), top + 1), height)
+
+
+def _placed(image: Array, out: Array | None) -> Array:
+    if out is None:
+        return image
+    out[...] = image
+    return out
 
 
 Images = ContractImages | RandomCropImages

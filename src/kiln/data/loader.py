@@ -92,18 +92,10 @@ class Assembler:
         params: NDArray[np.float64] | None = None,
     ) -> _Made:
         """Load the rows; those that cannot be read are left out of everything."""
-        rows: list[Any] = []
-        good: list[int] = []
-        bad: list[tuple[int, BadSample]] = []
-        for row, index in enumerate(indices.tolist()):
-            try:
-                rows.append(self.images.load(index, None if draws is None else draws[row]))
-                good.append(row)
-            except BadSample as error:
-                bad.append((index, error))
+        rows, good, bad = self._load(indices.tolist(), draws)
         kept = slice(None) if not bad else np.asarray(good, np.int64)
         batch = Batch(
-            images=self._stack(rows),
+            images=rows if not bad else rows[torch.from_numpy(kept)],
             targets=torch.from_numpy(self.targets[indices[kept]]),
             positions=positions[kept],
             indices=indices[kept],
@@ -111,14 +103,30 @@ class Assembler:
         )
         return _Made(batch, bad)
 
-    def _stack(self, rows: list[Any]) -> Tensor:
-        """(B, C, H, W); uint8 rows lie in memory as (B, H, W, C), which is channels-last."""
-        if rows and isinstance(rows[0], Tensor):
-            return torch.stack(rows)
-        stacked = np.empty((len(rows), *self.images.shape), np.uint8)
-        for place, row in zip(stacked, rows, strict=True):
-            place[...] = row
-        return torch.from_numpy(stacked).permute(0, 3, 1, 2)
+    def _load(
+        self, indices: list[int], draws: NDArray[np.float64] | None
+    ) -> tuple[Tensor, list[int], list[tuple[int, BadSample]]]:
+        """(B, C, H, W) with a row for every index, which of them are good, and what is wrong with the others.
+
+        uint8 rows lie in memory as (B, H, W, C), which is channels-last.
+        """
+        place = np.empty((len(indices), *self.images.shape), np.uint8)
+        floats: dict[int, Tensor] = {}
+        good: list[int] = []
+        bad: list[tuple[int, BadSample]] = []
+        for row, index in enumerate(indices):
+            try:
+                image = self.images.load(index, None if draws is None else draws[row], place[row])
+            except BadSample as error:
+                bad.append((index, error))
+                continue
+            good.append(row)
+            if isinstance(image, Tensor):
+                floats[row] = image
+        if not floats:
+            return torch.from_numpy(place).permute(0, 3, 1, 2), good, bad
+        missing = torch.zeros_like(next(iter(floats.values())))
+        return torch.stack([floats.get(row, missing) for row in range(len(indices))]), good, bad
 
 
 class TrainLoader:
