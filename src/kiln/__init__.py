@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 __all__ = [
-    "train", "resume", "evaluate", "predict", "export", "demo", "show", "load",
+    "train", "resume", "evaluate", "predict", "export", "pack", "demo", "show", "load",
     "fit", "open_source", "create_model",
     "Recipe", "Run", "Batch", "KilnError",
 ]  # fmt: skip
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from kiln.jobs.demo import demo
     from kiln.jobs.evaluate import evaluate
     from kiln.jobs.export import export
+    from kiln.jobs.pack import pack
     from kiln.jobs.predict import predict
     from kiln.jobs.show import show
     from kiln.jobs.train import resume, train

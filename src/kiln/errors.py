@@ -20,6 +20,7 @@ CODES: dict[str, str] = {
     "E107": "an object given from Python does not fit what Kiln needs",
     "E108": "an unknown model, loss, optimizer, schedule or task",
     "E109": "a device that this machine does not have",
+    "E110": "the output exists, or its folder does not",
     # data
     "E201": "no images where data was expected",
     "E202": "an image cannot be read",

@@ -15,6 +15,7 @@ VERBS = {
     "evaluate": "kiln.jobs.evaluate:evaluate",
     "predict": "kiln.jobs.predict:predict",
     "export": "kiln.jobs.export:export",
+    "pack": "kiln.jobs.pack:pack",
     "demo": "kiln.jobs.demo:demo",
     "show": "kiln.jobs.show:show",
     "load": "kiln.runtimes:load",

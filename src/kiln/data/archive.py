@@ -35,7 +35,7 @@ _STORED, _DEFLATED, _BZIP2 = zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.Z
 _UNPACKERS: dict[bytes, Any] = {b"\x1f\x8b": gzip.open, b"BZh": bz2.open, b"\xfd7zXZ": lzma.open}
 
 
-class _Blob:
+class Blob:
     """An open file, read at any offset by any thread or forked child; `file` itself may be closed."""
 
     def __init__(self, file: IO[bytes]) -> None:
@@ -47,6 +47,7 @@ class _Blob:
         os.close(self._descriptor)
 
     def read_at(self, offset: int, size: int) -> bytes:
+        """At most `size` bytes from `offset` on; fewer where the file ends."""
         if hasattr(os, "pread"):
             return os.pread(self._descriptor, size, offset)
         with self._lock:  # Windows has no pread, and no fork either
@@ -154,7 +155,7 @@ class Zip(_Archive):
         self._members: dict[str, _Member] = {}
         try:
             with open(self.where, "rb") as file, zipfile.ZipFile(file) as listing:
-                self._blob = _Blob(file)
+                self._blob = Blob(file)
                 for info in listing.infolist():
                     self._take(info)
         except (
@@ -239,7 +240,7 @@ class Tar(_Archive):
         self._offsets: dict[str, tuple[int, int]] = {}
         try:
             with self._plain() as file, tarfile.open(fileobj=file, mode="r:") as listing:
-                self._blob = _Blob(file)
+                self._blob = Blob(file)
                 for info in listing:
                     self._take(info)
                     listing.members.clear()  # type: ignore[attr-defined]  # the list would hold every header again

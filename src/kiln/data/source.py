@@ -7,15 +7,18 @@ import glob
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from kiln import pixels
-from kiln.data import layout
+from kiln.data import formats, layout
 from kiln.data.archive import open_archive
 from kiln.data.class_file import class_names_from
 from kiln.data.fingerprint import fingerprint_of
+from kiln.data.formats.arrays import are_arrays, open_arrays
+from kiln.data.formats.opening import Opened
+from kiln.data.reader import FileReader, Reader
 from kiln.data.rows import NOTHING_ASKED, Asked
 from kiln.data.samples import Samples
 from kiln.data.storage import Entry, Folder, Storage, counted, is_hidden, is_image_name
@@ -25,51 +28,7 @@ from kiln.errors import DataError, UsageError
 if TYPE_CHECKING:
     import torch
 
-_HEAD_BYTES = 64 << 10
 MAX_PIXELS = 50_000_000
-
-
-class Reader(Protocol):
-    """How a source reads what its names stand for."""
-
-    has_headers: bool
-
-    def read(self, name: Any) -> bytes | np.ndarray | torch.Tensor:
-        """The bytes or the array of one sample."""
-        ...
-
-    def header(self, name: Any, max_pixels: int) -> pixels.Header:
-        """Size and mode of one sample."""
-        ...
-
-
-class FileReader:
-    """Reads files of a storage."""
-
-    has_headers = True
-
-    def __init__(self, storage: Storage) -> None:
-        self.storage = storage
-
-    def read(self, name: str) -> bytes:
-        """The bytes of a file. Raises DataError: it cannot be read."""
-        return self.storage.read(name)
-
-    def header(self, name: str, max_pixels: int) -> pixels.Header:
-        """The header, from the file on disk or from the first bytes of a member.
-
-        Raises: PixelError: not an image, damaged, or too many pixels. DataError: it cannot be read.
-        """
-        path = self.storage.path_of(name)
-        if path is not None:
-            return pixels.probe(path, max_pixels=max_pixels)
-        head = self.storage.read(name, _HEAD_BYTES)
-        try:
-            return pixels.probe(head, max_pixels=max_pixels)
-        except pixels.PixelError:
-            if len(head) < _HEAD_BYTES:
-                raise
-        return pixels.probe(self.storage.read(name), max_pixels=max_pixels)
 
 
 @dataclass(frozen=True, eq=False)
@@ -160,8 +119,9 @@ def open_source(
     """Open images and their labels, wherever they are; nothing is written or extracted.
 
     Args:
-        where: a folder, a table (.csv .tsv .txt), a zip or tar, a glob, a list of files, a torch Dataset, or a dict of
-            Datasets by split. See docs/data.md for every accepted form.
+        where: a folder, a table (.csv .tsv .txt), a zip or tar, a packed folder, HDF5, LMDB, WebDataset shards, Parquet
+            or Arrow, .npy and .npz, MNIST's and CIFAR's files, a glob, a list of files, arrays (images, labels), a torch
+            Dataset, or a dict of arrays or Datasets by split. See docs/data.md for every accepted form.
         root: what the names in a table are relative to (a folder, a zip or a tar), if not the table's own folder.
         path_column: a header's name, or a number counted from 1; without it, found by its usual names.
         label_column: see `path_column`.
@@ -177,6 +137,11 @@ def open_source(
         text = os.fspath(where)
         opening = _Opening(text, root, asked, names, labelled)
         return opening.open()
+    if are_arrays(where):
+        if root is not None or asked != NOTHING_ASKED:
+            raise UsageError("E103", "root and the column names have no effect on arrays")
+        found = open_arrays(where, labelled=labelled)
+        return _source("arrays", found.samples, found.reader, class_names=names)
     if isinstance(where, list | tuple):
         if labelled:
             raise _no_labels(f"a list of {counted(len(where), 'file')}")
@@ -239,6 +204,14 @@ class _Opening:
     labelled: bool
 
     def open(self) -> Source:
+        if not self.where.lower().endswith(TABLE_SUFFIXES):
+            found = formats.open_path(self.where, asked=self.asked, labelled=self.labelled)
+            if isinstance(found, Opened):
+                if self.root is not None:
+                    raise UsageError("E103", f"root has no effect on {self.where}")
+                return _source(self.where, found.samples, found.reader, class_names=self.class_names)
+            if found is not None:
+                return self._from_names(found)
         if os.path.isdir(self.where):
             return self._from_storage(Folder(self.where))
         if os.path.isfile(self.where):
@@ -266,8 +239,23 @@ class _Opening:
         raise DataError(
             "E201",
             f"{self.where} is nothing that holds {'labelled ' if self.labelled else ''}images",
-            expected="a folder, a table (.csv .tsv .txt), a zip or a tar",
+            expected="a folder, a table (.csv .tsv .txt), a zip, a tar, or a form of docs/data.md",
         )
+
+    def _from_names(self, storage: Storage) -> Source:
+        """Files known by their keys alone: labels are in the keys, or in a table beside the file."""
+        if not self.labelled or layout.looks_labelled(storage):
+            return self._from_storage(storage)
+        place = self.where if os.path.isdir(self.where) else os.path.dirname(os.path.abspath(self.where))
+        tables = [table._replace(folder="") for table in tables_in(Folder(place))]
+        if not tables:
+            raise DataError(
+                "E203",
+                f"no labels for the {counted(len(storage.entries), 'key')} of {self.where}",
+                expected="keys such as cat/1.jpg, or a table path,label beside it, with keys as paths",
+                hint=f"write {os.path.join(place, 'labels.csv')}",
+            )
+        return self._from_tables(storage, tables)
 
     def _root_storage(self) -> Storage:
         root = os.path.dirname(os.path.abspath(self.where)) if self.root is None else os.fspath(self.root)
