@@ -45,7 +45,6 @@ _SAFE_TOGETHER = 512
 _FIRST_MAP_BYTES = 64 << 20
 
 _handles: weakref.WeakValueDictionary[tuple[int, str], _Handle] = weakref.WeakValueDictionary()
-_inherited: list[Any] = []  # of the parent of a forked process: never closed here, because they are the parent's
 _lock = threading.Lock()
 
 
@@ -79,7 +78,8 @@ class Environment:
         if self._pid != os.getpid():
             with _lock:
                 if self._handle is not None:
-                    _inherited.append(self._handle)
+                    # Inherited by a fork. Without locks this closes only the child's own copies of map and descriptor.
+                    self._handle.environment.close()
                 key = os.getpid(), os.path.realpath(self.path)
                 handle = _handles.get(key) or _Handle(self.path)
                 self._handle = _handles[key] = handle

@@ -12,6 +12,7 @@ import json
 import os
 import posixpath
 import tarfile
+import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -24,6 +25,7 @@ from kiln.data.formats.opening import (
     Plan,
     Record,
     Request,
+    Stamp,
     damaged,
     facts_of,
     parsed_json,
@@ -115,6 +117,7 @@ def _entry(sample: _Found, shards: Sequence[Tar]) -> Entry:
 
 
 def _own(found: Sequence[_Found], shards: Sequence[Tar], facts: Facts, request: Request) -> Samples:
+    sums: list[int] = []
     columns: dict[str, list[Any]] = {"key": [], "label": [], "split": [], "group": []}
     for sample in found:
         shard = shards[sample.shard]
@@ -126,6 +129,7 @@ def _own(found: Sequence[_Found], shards: Sequence[Tar], facts: Facts, request: 
             raise damaged(where, "no key")
         for name, column in columns.items():
             column.append(row.get(name))
+        sums.append(_checksum(row.get("crc32"), where))
     if len(set(columns["key"])) < len(found):
         raise damaged(request.where, "two samples have the same key")
     if request.labelled and not facts.labels:
@@ -133,8 +137,10 @@ def _own(found: Sequence[_Found], shards: Sequence[Tar], facts: Facts, request: 
     labels = [label or "" for label in columns["label"]] if request.labelled else None
     return Samples(
         keys=columns["key"],
-        names=[(sample.shard, sample.image) for sample in found],
-        entries=[_entry(sample, shards) for sample in found],
+        names=[(sample.shard, sample.image, crc32) for sample, crc32 in zip(found, sums, strict=True)],
+        entries=[
+            Entry(_entry(sample, shards).size, f"crc32:{crc32:08x}") for sample, crc32 in zip(found, sums, strict=True)
+        ],
         labels=labels,
         splits=columns["split"] if facts.splits else None,
         groups=[group or "" for group in columns["group"]] if facts.groups else None,
@@ -155,16 +161,24 @@ def _foreign(found: Sequence[_Found], shards: Sequence[Tar], request: Request) -
     if without and len(without) == len(found):
         raise without_labels(request.where)
     splits = splits_of(request.paths, request.where)
+    stamps = [Stamp.of(shard.where).identity for shard in shards]  # a tar has no checksums of what is in it
     texts = None if labels is None else [label or "" for label in labels]
     return Samples(
         keys=stems,
-        names=[(sample.shard, sample.image) for sample in found],
-        entries=[_entry(sample, shards) for sample in found],
+        names=[(sample.shard, sample.image, None) for sample in found],
+        entries=[Entry(_entry(sample, shards).size, stamps[sample.shard]) for sample in found],
         labels=texts,
         splits=[splits[sample.shard] for sample in found] if any(splits) else None,
         unlabelled=unlabelled(texts, stems),
         notes=tuple(dict.fromkeys(note for shard in shards for note in shard.notes)),
     )
+
+
+def _checksum(text: Any, where: str) -> int:
+    try:
+        return int(text, 16)
+    except (TypeError, ValueError) as error:
+        raise damaged(where, "no crc32") from error
 
 
 def _label(sample: _Found, shard: Tar) -> str | None:
@@ -181,18 +195,23 @@ def _label(sample: _Found, shard: Tar) -> str | None:
 
 
 class ShardReader:
-    """Reads members of shards by (number of the shard, name)."""
+    """Reads members of shards by (number of the shard, name, checksum or None)."""
 
     has_headers = True
 
     def __init__(self, shards: Sequence[Tar]) -> None:
         self._files = [FileReader(shard) for shard in shards]
 
-    def read(self, name: tuple[int, str]) -> bytes:
-        """The bytes of an image. Raises DataError: its shard became shorter."""
-        return self._files[name[0]].read(name[1])
+    def read(self, name: tuple[int, str, int | None]) -> bytes:
+        """The bytes of an image. Raises DataError: its shard became shorter, or its checksum is wrong."""
+        shard, member, crc32 = name
+        data = self._files[shard].read(member)
+        if crc32 is not None and zlib.crc32(data) != crc32:
+            where = self._files[shard].storage.where
+            raise DataError("E202", f"{member!r} has a wrong checksum", where=where, hint="pack it again")
+        return data
 
-    def header(self, name: tuple[int, str], max_pixels: int) -> pixels.Header:
+    def header(self, name: tuple[int, str, int | None], max_pixels: int) -> pixels.Header:
         """Size and mode. Raises: PixelError: no image. DataError: its shard became shorter."""
         return self._files[name[0]].header(name[1], max_pixels)
 
@@ -219,6 +238,7 @@ class Writer(PartedWriter):
                 if row.label in self._class_of:
                     _add(shard, f"{stem}.cls", str(self._class_of[row.label]).encode())
                 kept = {"key": row.key, "label": row.label, "split": row.split, "group": row.group}
+                kept["crc32"] = f"{zlib.crc32(data):08x}"
                 _add(shard, f"{stem}.json", json.dumps(kept, ensure_ascii=False).encode("utf-8"))
 
 
