@@ -111,7 +111,7 @@ def pack(
         copy_place.rename(place)
         sync(place.absolute().parent)
         shutil.rmtree(staging)
-    files_before, bytes_before = _extent(source if not isinstance(source, Source) else opened.where, opened)
+    files_before, bytes_before = _extent(Path(opened.where), opened)
     files_after, bytes_after = _extent(place, opened)
     return Packed(
         place, format, len(opened), resumed, files_before, files_after, bytes_before, bytes_after, *rates,
@@ -245,11 +245,10 @@ def _read_rates(source: Source, copy: Source) -> tuple[float, float]:
     return best[0], best[1]
 
 
-def _extent(where: Any, source: Source) -> tuple[int, int]:
-    """Files and bytes below a path; the samples' own bytes where there is no path."""
-    if not isinstance(where, str | os.PathLike):
+def _extent(path: Path, source: Source) -> tuple[int, int]:
+    """Files and bytes below a path; the samples' own bytes where there is no path, as for arrays in memory."""
+    if not path.exists():
         return 0, sum(source.size_of(index) for index in range(len(source)))
-    path = Path(where)
     files: Sequence[Path] = [path] if path.is_file() else [file for file in path.rglob("*") if file.is_file()]
     return len(files), sum(file.stat().st_size for file in files)
 

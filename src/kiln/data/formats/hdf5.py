@@ -252,6 +252,7 @@ class Writer:
             file["crc32"] = np.array([row.crc32 for row in rows], np.uint32)
             file["offset"] = np.array([name[0] for name in packed.blob_names(rows)], np.int64)
             properties = library.h5p.create(library.h5p.DATASET_CREATE)
+            properties.set_obj_track_times(False)  # the same samples make the same file
             properties.set_layout(library.h5d.CONTIGUOUS)
             properties.set_alloc_time(library.h5d.ALLOC_TIME_EARLY)
             properties.set_fill_time(library.h5d.FILL_TIME_NEVER)

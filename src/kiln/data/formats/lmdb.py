@@ -201,9 +201,13 @@ class Writer:
         place.mkdir(exist_ok=True)
         self._library = imported("lmdb", "LMDB")
         self._plan = plan
-        self._environment = self._library.open(
-            str(place / DATA), subdir=False, lock=False, map_size=_FIRST_MAP_BYTES, meminit=False
-        )
+        self._place = place
+        try:
+            self._environment = self._library.open(
+                str(place / DATA), subdir=False, lock=False, map_size=_FIRST_MAP_BYTES, meminit=False
+            )
+        except self._library.Error as error:
+            raise self._no_room(error) from error
         used = (self._environment.info()["last_pgno"] + 1) * self._environment.stat()["psize"]
         self._environment.set_mapsize(max(2 * used, _FIRST_MAP_BYTES))
         entries = self._environment.stat()["entries"]
@@ -218,10 +222,14 @@ class Writer:
     def write(self, indices: Sequence[int], records: Iterator[Record]) -> None:
         """Commit samples in one transaction; the map grows when they do not fit. Raises: ResourceError: no room."""
         pairs = []
-        for index, record in zip(indices, records, strict=False):
-            pairs.append((f"image/{index:010d}".encode(), record.data))
-            pairs.append((f"sample/{index:010d}".encode(), json.dumps(record.row, ensure_ascii=False).encode("utf-8")))
-        self._put(pairs)
+        try:
+            for index, record in zip(indices, records, strict=False):
+                row = json.dumps(record.row, ensure_ascii=False).encode("utf-8")
+                pairs += [(f"image/{index:010d}".encode(), record.data), (f"sample/{index:010d}".encode(), row)]
+            self._put(pairs)
+        except BaseException:
+            self._environment.close()  # so that this process can open it again and go on
+            raise
         self._num_written += len(pairs) // 2
 
     def _put(self, pairs: Sequence[tuple[bytes, bytes]]) -> None:
@@ -233,8 +241,12 @@ class Writer:
                 return
             except self._library.MapFullError:
                 self._environment.set_mapsize(2 * self._environment.info()["map_size"])
-            except self._library.DiskError as error:
-                raise ResourceError("E401", f"cannot write {self._environment.path()}: {error}") from error
+            except self._library.Error as error:
+                raise self._no_room(error) from error
+
+    def _no_room(self, error: Exception) -> ResourceError:
+        hint = "make room and start the same command again: it goes on where it was"
+        return ResourceError("E401", f"cannot write {self._place}: {error}", kept="what was committed", hint=hint)
 
     def finish(self) -> None:
         """Write the header and close."""
