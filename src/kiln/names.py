@@ -16,6 +16,7 @@ VERBS = {
     "predict": "kiln.jobs.predict:predict",
     "export": "kiln.jobs.export:export",
     "pack": "kiln.jobs.pack:pack",
+    "check": "kiln.jobs.check:check",
     "demo": "kiln.jobs.demo:demo",
     "show": "kiln.jobs.show:show",
     "load": "kiln.runtimes:load",

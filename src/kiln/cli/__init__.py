@@ -20,6 +20,7 @@ VERBS = {
     "evaluate": "measure a run or a model on labelled data",
     "predict": "name the class of images, as a table",
     "export": "write a model in a form that runs without PyTorch",
+    "check": "look for what is wrong with a data set, before training on it",
     "pack": "copy images into a form that is read faster",
     "models": "list the models there are, or describe one",
     "show": "write a picture of what training sees, before and after augmentation",

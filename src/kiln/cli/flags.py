@@ -50,6 +50,7 @@ FLAGS = (
     _flag("--trust", "model.trust", "NAME"),
     _flag("--task", "task.name", "NAME"),
     _flag("--root", "data.root", "FOLDER"),
+    _flag("--decisions", "data.decisions", "FILE"),
     _flag("--channels", "data.channels", "N"),
     _flag("--resize", "data.resize"),
     _flag("--val-fraction", "data.val_fraction", "SHARE"),

@@ -377,6 +377,7 @@ def _read_elsewhere(settings: Settings) -> None:
 
 CONSUMED_ELSEWHERE = (
     *("data.path", "data.root", "data.path_column", "data.label_column", "data.split_column", "data.group_column"),
-    *("data.class_names", "data.val_fraction", "data.test_fraction", "task.name", "task.separator"),  # jobs/intake.py
+    *("data.class_names", "data.decisions", "data.val_fraction", "data.test_fraction"),  # jobs/intake.py, as the next
+    *("task.name", "task.separator"),
     *("run.output", "run.name", "checkpoint.keep", "model.trust"),  # jobs/train.py
 )

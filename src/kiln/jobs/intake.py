@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from kiln import tasks
 from kiln.data.audit import BadFile, check_headers
+from kiln.data.checks.decisions import apply_decisions
 from kiln.data.source import Source, open_source
 from kiln.data.split import Split, split_source
 from kiln.data.storage import counted, shown
@@ -54,7 +55,7 @@ def open_recipe_source(recipe: Recipe, data: Any, *, moved: str = "") -> Source:
     section = recipe.data
     if moved and data is None and section.path is not None and not os.path.lexists(section.path):
         raise DataError("E201", f"there is no {section.path}, which the run was trained on", hint=moved)
-    return open_source(
+    source = open_source(
         section.path if data is None else data,
         root=section.root,
         path_column=section.path_column,
@@ -63,6 +64,7 @@ def open_recipe_source(recipe: Recipe, data: Any, *, moved: str = "") -> Source:
         group_column=section.group_column,
         class_names=section.class_names,
     )
+    return source if section.decisions is None else apply_decisions(source, section.decisions)
 
 
 def take_in(recipe: Recipe, data: Any, *, moved: str = "") -> Intake:

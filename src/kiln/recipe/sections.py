@@ -82,6 +82,9 @@ class Data(Section):
     split_column: str | None = option(None, "Table column that says train, val or test.")
     group_column: str | None = option(None, "Table column whose equal values must stay in one split.")
     class_names: str | None = option(None, "Text file with one class name per line, for integer labels.")
+    decisions: str | None = option(
+        None, "Table that says which samples to drop, relabel, move or hold together, as `kiln check` writes it."
+    )
     val_fraction: ShareBelowOne = option(0.15, "Share of the training samples to validate on, if none are set apart.")
     test_fraction: ShareBelowOne = option(0.0, "Share of the training samples to set apart for the final test; 0 sets none apart.")
     bad_files: Literal["error", "skip"] = option(
@@ -97,11 +100,24 @@ class Data(Section):
         "auto", "What training crops from: the file itself (original), or a reduced copy (stored)."
     )
     stored_px: Auto | PositiveInt = option("auto", "Shorter side of the reduced copy, in pixels.")
-    cache: Literal["auto", "off", "disk"] = option(
-        "auto", "Keep reduced copies on disk for later epochs and runs (auto, disk), or make them each time.", how=True
+    stored_jpeg: Auto | Annotated[int, Interval(ge=0, le=100)] = option(
+        "auto", "JPEG quality of the reduced copy; 0 keeps its pixels, auto does while they take at most 20 GB."
+    )
+    cache: Literal["auto", "off", "memory", "disk", "device"] = option(
+        "auto", "Where images that were made once are kept: disk (for later runs too), memory, device, or off.", how=True
     )
     cache_size: str = option(
-        "auto", "Bytes that all caches may take, such as 20GB; auto is a tenth of the disk.", how=True
+        "auto", "Bytes that all caches may take, such as 20GB; auto is a tenth of the disk, or half of memory.", how=True
+    )
+    sampler: str = option(
+        "shuffle", "Order of training samples: shuffle, sequential, weighted, balanced, or module:name."
+    )
+    sample_weights: Literal["inverse", "sqrt", "effective"] = option(
+        "inverse", "Weight of a sample by the size of its class, for the weighted sampler."
+    )
+    repeats: PositiveInt = option(1, "Times that a sample stands in a row, differently augmented; epochs stay as long.")
+    train_fraction: Annotated[float, Interval(gt=0, le=1)] = option(
+        1.0, "Share of the training samples to use, the same of each class: for learning curves."
     )
     workers: Auto | CountInt = option("auto", "Threads that decode images; 0 decodes in the main thread.", how=True)
     prefetch: PositiveInt = option(4, "Batches to prepare ahead of the device.", how=True)
@@ -114,6 +130,12 @@ class Model(Section):
     name: str = option("auto", "A timm name, torchvision/NAME, module:function, or auto for one that fits the data.")
     weights: str = option("none", "Weights to start from: none, pretrained, a file, or hf-hub:NAME.")
     img_size: Auto | PositiveInt = option("auto", "Side of the square image that the model sees, in pixels.")
+    mean: Literal["auto", "train"] | tuple[float, ...] = option(
+        "auto", "Mean of each channel (0 to 1) that is taken off: the model's, measured on the training images, or given."
+    )
+    std: Literal["auto", "train"] | tuple[PositiveFloat, ...] = option(
+        "auto", "Standard deviation of each channel that is divided by: the model's, measured (train), or given."
+    )
     drop: ShareBelowOne = option(0.0, "Dropout probability before the classifier.")
     drop_path: ShareBelowOne = option(0.0, "Probability of dropping a residual branch (stochastic depth).")
     kwargs: dict[str, Any] = option({}, "Further arguments for the model's constructor.")
@@ -132,7 +154,13 @@ class Task(Section):
 class Augment(Section):
     """How training images are varied."""
 
-    policy: Literal["light", "none"] = option("light", "Random crops and flips (light), or the plain image (none).")
+    policy: str = option(
+        "light", "How much: none, light (crops and flips), standard, strong, trivial, rand(n,m), autoaugment(imagenet)."
+    )
+    crop: Literal["auto", "resized", "padded"] = option(
+        "auto", "Random crop: resized to the model's size, or of that size out of the image with a border (padded)."
+    )
+    crop_padding: ShareBelowOne = option(0.125, "Width of the border of padded crops, as share of the image's side.")
     crop_scale: tuple[PositiveFloat, PositiveFloat] = option(
         (0.35, 1.0), "Smallest and largest crop, as share of area."
     )
@@ -141,6 +169,13 @@ class Augment(Section):
     )
     hflip: Share = option(0.5, "Probability of mirroring an image left to right.")
     vflip: Share = option(0.0, "Probability of turning an image upside down by mirroring.")
+    mixup: Annotated[float, Interval(ge=0, le=100)] = option(
+        0.0, "Blend pairs of images: alpha of the Beta distribution of shares, 0.2 is usual; 0 is off."
+    )
+    cutmix: Annotated[float, Interval(ge=0, le=100)] = option(
+        0.0, "Paste a rectangle of one image into another: alpha of its area, 1 is usual; 0 is off."
+    )
+    mix_prob: Share = option(1.0, "Probability that a sample is mixed, where mixup or cutmix is on.")
 
 
 @section
