@@ -7,12 +7,15 @@ import io
 import json
 import os
 import pickle
+import shutil
 import struct
 import tarfile
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
 import pytest
+from forks import forked
 from small_images import jpeg, png
 
 from kiln import pixels
@@ -21,7 +24,7 @@ from kiln.data.formats import arrays, cifar, packed
 from kiln.data.formats.opening import Facts, Plan, Request, split_in
 from kiln.data.formats.parts import parts_of
 from kiln.data.source import open_source
-from kiln.errors import ArtifactError, DataError, MissingExtraError, SecurityError, UsageError
+from kiln.errors import ArtifactError, DataError, KilnError, MissingExtraError, SecurityError, UsageError
 from kiln.jobs.pack import pack
 
 COLOURS = (10, 60, 110, 160, 210)
@@ -573,6 +576,66 @@ def test_odd_names_survive_the_index():
     assert list(packed.parse_rows(text, facts, "here")) == rows
     with pytest.raises(DataError, match="row 2"):
         list(packed.parse_rows("header\r\nk,l,nowhere,g,1,0,\r\n", facts, "here"))
+
+
+# damage of every kind
+
+
+def fuzzed(data: bytes, rng: np.random.Generator) -> bytes:
+    """Cut short, or some bytes changed, most of them near the ends, where headers lie."""
+    changed = bytearray(data)
+    if rng.random() < 0.2:
+        return bytes(changed[: rng.integers(len(changed))])
+    for _ in range(rng.choice([1, 4, 30])):
+        place = int(rng.integers(min(len(changed), rng.choice([200, 4000, 1 << 30]))))
+        changed[place if rng.random() < 0.7 else -place - 1] = rng.integers(256)
+    return bytes(changed)
+
+
+@pytest.mark.parametrize("form", ["npz", "hdf5 of arrays", "arrow", "packed", "lmdb", "hdf5", "webdataset", "parquet"])
+def test_damaged_files_end_in_errors_of_ours_and_never_in_a_crash(tmp_path, form):
+    pa, h5py = pytest.importorskip("pyarrow"), pytest.importorskip("h5py")
+    whole = tmp_path / "whole"
+    if form == "npz":
+        whole = tmp_path / "whole.npz"
+        np.savez_compressed(whole, images=stack(9), labels=np.arange(9))
+    elif form == "hdf5 of arrays":
+        whole = tmp_path / "whole.h5"
+        with h5py.File(whole, "w") as file:
+            file.create_dataset("images", data=stack(9), chunks=(2, 6, 5, 3), compression="gzip")
+            file["labels"] = np.arange(9)
+    elif form == "arrow":
+        whole = tmp_path / "whole.arrow"
+        with pa.ipc.new_stream(str(whole), hugging_face_table().schema) as writer:
+            writer.write_table(hugging_face_table())
+    else:
+        whole = tmp_path / ("whole.h5" if form == "hdf5" else "whole")
+        pack(open_source((stack(9), np.arange(9))), whole, format=form)
+
+    def read_all() -> str:
+        rng = np.random.default_rng(0)
+        outcomes: Counter[str] = Counter()
+        for number in range(25):
+            place = tmp_path / str(number) / whole.name
+            place.parent.mkdir()
+            shutil.copytree(whole, place) if whole.is_dir() else shutil.copy(whole, place)
+            files = [place] if place.is_file() else sorted(path for path in place.iterdir() if path.stat().st_size)
+            victim = files[rng.integers(len(files))]
+            victim.write_bytes(fuzzed(victim.read_bytes(), rng))
+            try:
+                source = open_source(place)
+                for index in range(len(source)):
+                    source.read(index)
+                outcomes["read"] += 1
+            except KilnError:
+                outcomes["refused"] += 1
+        return json.dumps(outcomes)
+
+    status, text = forked(read_all)
+    assert status == 0, text
+    outcomes = json.loads(text)
+    assert sum(outcomes.values()) == 25
+    assert outcomes["refused"] >= 5
 
 
 # what they share

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from kiln.data.formats import arrays, cifar, mnist
+from kiln.data.formats import arrays, cifar, mnist, webdataset
 from kiln.data.formats.opening import Opened, Plan, Request, Writer
 from kiln.data.rows import NOTHING_ASKED, Asked
 from kiln.data.samples import split_word
@@ -65,7 +65,7 @@ def open_path(where: str, *, asked: Asked = NOTHING_ASKED, labelled: bool = True
         named = ", ".join(sorted(str(module) for module in formats))
         raise DataError("E209", f"{where} holds files in several formats: {named}", hint="give those of one")
     module = formats.pop()
-    if module == "webdataset" and not _are_shards(paths):
+    if module == "webdataset" and not webdataset.is_shard(paths[0]):
         return None
     if module == "arrays" and not _are_stacks(paths):
         return None
@@ -147,14 +147,6 @@ def _listed(folder: str) -> tuple[list[str], list[str]]:
     except OSError:
         return [], []  # whoever reads the folder as images says so
     return sorted(files), sorted(folders)
-
-
-def _are_shards(paths: Sequence[str]) -> bool:
-    from kiln.data.archive import open_archive
-    from kiln.data.formats.webdataset import is_shard
-
-    first = open_archive(paths[0])
-    return first is not None and is_shard(first)
 
 
 def _are_stacks(paths: Sequence[str]) -> bool:

@@ -10,6 +10,7 @@ import hashlib
 import os
 import re
 import struct
+import tokenize
 import zipfile
 import zlib
 from collections import Counter
@@ -310,7 +311,7 @@ def _npy_header(file: Any, where: str) -> tuple[tuple[int, ...], bool, np.dtype]
     readers = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
     try:
         header = readers[np.lib.format.read_magic(file)](file)
-    except (ValueError, KeyError, EOFError, OSError) as error:
+    except (ValueError, KeyError, EOFError, OSError, SyntaxError, tokenize.TokenError) as error:
         raise damaged(where, f"no .npy header ({error})") from error
     if header[2].hasobject:
         raise holds_code(where)
@@ -324,7 +325,7 @@ def _npz(path: str, notes: list[str]) -> dict[str, Any]:
             for info in archive.infolist():
                 if info.filename.endswith(".npy"):
                     found[info.filename.removesuffix(".npy")] = _npz_array(archive, info, path, notes)
-    except (zipfile.BadZipFile, zlib.error, EOFError, OSError, NotImplementedError, RuntimeError) as error:
+    except (zipfile.BadZipFile, zlib.error, struct.error, EOFError, OSError, RuntimeError, ValueError) as error:
         raise damaged(path, str(error)) from error
     return found
 

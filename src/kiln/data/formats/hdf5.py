@@ -40,6 +40,8 @@ from kiln.data.storage import Entry
 from kiln.errors import DataError
 
 KIND, VERSION = "kiln.hdf5", 1
+LIBRARY_ERRORS = (OSError, RuntimeError, KeyError, TypeError, ValueError)
+"""What h5py raises on a damaged file."""
 _TEXT_COLUMNS = ("key", "label", "split", "group", "shape")
 
 
@@ -49,7 +51,10 @@ def open_files(request: Request) -> Opened:
     Raises: DataError: damaged, or no name tells what the data sets are. MissingExtraError: no library.
     """
     with _opened_file(request.paths[0]) as file:
-        about = file.attrs.get("kiln")
+        try:
+            about = file.attrs.get("kiln")
+        except LIBRARY_ERRORS as error:
+            raise damaged(request.paths[0], str(error)) from error
         if about is not None:
             request.refuse_columns()
             return _own(file, parsed_json(about, request.paths[0]), request)
@@ -79,9 +84,11 @@ def _datasets(path: str) -> dict[str, Any]:
     library = imported("h5py", "HDF5")
     found: dict[str, Any] = {}
 
-    def visit(name: str, item: Any) -> None:
+    def visit(name: Any, item: Any) -> None:
         if not isinstance(item, library.Dataset):
             return
+        if not isinstance(name, str):
+            raise ValueError(f"{name!r} is no text")
         if item.is_virtual or item.external:
             raise DataError("E207", f"{name!r} in {path} refers to other files", hint="repack it: h5repack, or h5py")
         offset = item.id.get_offset()
@@ -93,7 +100,7 @@ def _datasets(path: str) -> dict[str, Any]:
     try:
         with _opened_file(path) as file:
             file.visititems(visit)
-    except (OSError, RuntimeError, KeyError, TypeError, ValueError) as error:
+    except LIBRARY_ERRORS as error:
         raise damaged(path, str(error)) from error
     return found
 
@@ -129,11 +136,14 @@ class Dataset:
         if self._pid != os.getpid():
             with self._lock:
                 # A forked child keeps what it inherited, unused: it is the parent's to close.
-                self._inherited, self._item = self._item, _opened_file(self.path)[self.name]
+                try:
+                    self._inherited, self._item = self._item, _opened_file(self.path)[self.name]
+                except LIBRARY_ERRORS as error:
+                    raise damaged(self.path, str(error)) from error
                 self._pid = os.getpid()
         try:
             return self._item[row]  # type: ignore[index]
-        except (OSError, ValueError, RuntimeError) as error:
+        except LIBRARY_ERRORS as error:
             why = str(error).splitlines()[0]
             raise DataError("E202", f"cannot read {row} of {self.name!r}: {why}", where=self.path) from error
 
@@ -195,7 +205,7 @@ def _own(file: Any, about: Any, request: Request) -> Opened:
         sizes, sums = file["size"][()].tolist(), file["crc32"][()].tolist()
         data, offset = file["data"], file["data"].id.get_offset()
         in_one_piece = data.dtype == np.uint8 and not data.external and not data.is_virtual
-    except (KeyError, OSError, TypeError, ValueError, RuntimeError) as error:
+    except LIBRARY_ERRORS as error:
         raise damaged(path, str(error)) from error
     lengths = {len(column) for column in (*text.values(), sizes, sums)}
     total = sum(sizes)

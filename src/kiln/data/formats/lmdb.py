@@ -90,20 +90,29 @@ class Environment:
         return _reopened, (self.path, self.stamp)
 
     def get(self, key: bytes) -> bytes | None:
-        """The value of a key."""
-        with self._opened().begin() as transaction:
-            return transaction.get(key)
+        """The value of a key. Raises: DataError: the file is damaged."""
+        try:
+            with self._opened().begin() as transaction:
+                return transaction.get(key)
+        except imported("lmdb", "LMDB").Error as error:
+            raise DataError("E202", f"cannot read {key!r}: {error}", where=self.path) from error
 
     def items(self, prefix: bytes = b"") -> Iterator[tuple[bytes, memoryview]]:
-        """Keys that begin with `prefix`, and their values without a copy, valid until the next one."""
-        with self._opened().begin(buffers=True) as transaction:
-            cursor = transaction.cursor()
-            if not cursor.set_range(prefix) if prefix else not cursor.first():
-                return
-            for key, value in cursor:
-                if not bytes(key).startswith(prefix):
+        """Keys that begin with `prefix`, and their values without a copy, valid until the next one.
+
+        Raises: DataError: the file is damaged.
+        """
+        try:
+            with self._opened().begin(buffers=True) as transaction:
+                cursor = transaction.cursor()
+                if not cursor.set_range(prefix) if prefix else not cursor.first():
                     return
-                yield bytes(key), value
+                for key, value in cursor:
+                    if not bytes(key).startswith(prefix):
+                        return
+                    yield bytes(key), value
+        except imported("lmdb", "LMDB").Error as error:
+            raise damaged(self.path, str(error)) from error
 
 
 def _reopened(path: str, stamp: Stamp) -> Environment:

@@ -246,7 +246,7 @@ class _Table:
             library = imported("pyarrow", "Parquet and Arrow")
             try:
                 file = _ParquetFile(self.path) if self.path.lower().endswith(".parquet") else _ArrowFile(self.path)
-            except (library.ArrowException, OSError) as error:
+            except (library.ArrowException, OSError, ValueError) as error:
                 raise damaged(self.path, str(error)) from error
             lock = threading.Lock()
             self._state = os.getpid(), file, lock
@@ -257,7 +257,7 @@ class _Table:
         library = imported("pyarrow", "Parquet and Arrow")
         try:
             return self._opened()[0].columns(names)
-        except (library.ArrowException, OSError) as error:
+        except (library.ArrowException, OSError, ValueError) as error:
             raise damaged(self.path, str(error)) from error
 
     def value(self, column: str, row: int) -> Any:
@@ -269,7 +269,7 @@ class _Table:
             with lock:
                 values = file.group(column, group)
             return values[row - int(self._starts[group])].as_py()
-        except (library.ArrowException, OSError) as error:
+        except (library.ArrowException, OSError, ValueError) as error:
             raise DataError("E202", f"cannot read row {row:,}: {error}", where=self.path) from error
 
 

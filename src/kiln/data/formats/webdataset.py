@@ -14,6 +14,7 @@ import posixpath
 import tarfile
 import zlib
 from collections.abc import Iterator, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -44,6 +45,7 @@ _ABOUT = "__kiln__"
 _LABEL_NAMES = ("label", "cls", "class", "class_name", "target", "y")
 _COMPANIONS = (".cls", ".json", ".txt")
 _MOST_COMPANION_BYTES = 1 << 20
+_MEMBERS_LOOKED_AT = 64
 
 
 class _Found(NamedTuple):
@@ -55,14 +57,15 @@ class _Found(NamedTuple):
     companions: dict[str, str]
 
 
-def is_shard(storage: Any) -> bool:
-    """Whether the members of an archive are samples with labels beside the images."""
-    return _ABOUT in storage.entries or any(
-        stem + companion in storage.entries
-        for name in storage.entries
-        if is_image_name(name)
-        for stem in [_stem(name)]
-        for companion in (".cls", ".json")
+def is_shard(path: str) -> bool:
+    """Whether a plain tar begins with samples that have labels beside the images; only its first members are looked at."""
+    try:
+        with tarfile.open(path, "r:") as shard:
+            names = {member.name for member in islice(shard, _MEMBERS_LOOKED_AT)}
+    except (tarfile.TarError, OSError, EOFError, ValueError):
+        return False  # whoever opens it as an archive says what is wrong
+    return _ABOUT in names or any(
+        _stem(name) + companion in names for name in names if is_image_name(name) for companion in (".cls", ".json")
     )
 
 
