@@ -19,6 +19,7 @@ VERBS = {
     "check": "kiln.jobs.check:check",
     "demo": "kiln.jobs.demo:demo",
     "show": "kiln.jobs.show:show",
+    "bench_data": "kiln.jobs.bench_data:bench_data",
     "load": "kiln.runtimes:load",
     "fit": "kiln.engine.fit:fit",
     "open_source": "kiln.data.source:open_source",
@@ -43,6 +44,9 @@ LOSSES = {
 OPTIMIZERS = {"sgd": "kiln.optim.optimizers:sgd", "adamw": "kiln.optim.optimizers:adamw"}
 
 SCHEDULES = {"cosine": "kiln.optim.schedules:cosine", "constant": "kiln.optim.schedules:constant"}
+
+SAMPLERS: dict[str, str] = {}
+"""The user's own, as module:name: called with the training targets, gives an iterable of places among them."""
 
 STRATEGIES = {"single": "kiln.engine.strategy:Single", "ddp": "kiln.engine.strategy:DataParallel"}
 

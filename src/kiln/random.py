@@ -33,6 +33,7 @@ class Purpose(IntEnum):
     NOISE = 11
     POLICY = 12
     AFFINE = 13
+    SAMPLE = 14
 
 
 _M0, _M1 = np.uint64(0xD2511F53), np.uint64(0xCD9E8D57)

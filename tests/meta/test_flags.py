@@ -12,7 +12,7 @@ from kiln.recipe.recipe import parse_changes
 AGREED = """
 --model --weights --img-size --drop --drop-path --trust --task --root --decisions --channels --resize --val-fraction
 --test-fraction --bad-files -j --workers --cache --cache-size
---aug --loss --smoothing --opt --lr --weight-decay --wd --momentum --clip-grad --sched --warmup
+--sampler --aug --mixup --cutmix --loss --smoothing --opt --lr --weight-decay --wd --momentum --clip-grad --sched --warmup
 --epochs -b --batch-size --micro-batch-size --precision --model-ema-decay --monitor --patience --seed
 --checkpoint-every --output --name --device --strategy --processes
 --preset --recipe --set --resume --extend -q --quiet --json -h --help
@@ -40,7 +40,7 @@ def names():
 
 def test_the_flags_are_those_agreed():
     assert names() == AGREED.split()
-    assert len(set(names())) == len(names()) == 54
+    assert len(set(names())) == len(names()) == 57
 
 
 def test_every_flag_names_a_field_and_speaks_its_help():
@@ -50,7 +50,7 @@ def test_every_flag_names_a_field_and_speaks_its_help():
         assert flag.help.startswith(FIELDS[flag.field].help), flag
         assert flag.metavar, flag
         visited += 1
-    assert visited == 41
+    assert visited == 44
     assert len({flag.field for flag in FLAGS}) == visited
 
 
@@ -116,9 +116,9 @@ def test_what_is_not_available_is_refused_unless_off():
         assert caught.value.code == "E101"
         assert caught.value.hint
         refused += 1
-    assert refused >= 70
-    assert translate("mixup", ["0.0"]).field is None
-    assert "off here anyway" in translate("--mixup", ["0"]).note
+    assert refused >= 60
+    assert translate("mosaic", ["0.0"]).field is None
+    assert "off here anyway" in translate("--mosaic", ["0"]).note
 
 
 @pytest.mark.parametrize(
@@ -184,9 +184,9 @@ def test_a_mapped_spelling_leaves_a_note_and_our_own_none():
         (["img_sz=5"], "did you mean imgsz"),
         (["-x"], "unknown flag -x"),
         (["--epochs"], "--epochs needs a value"),
-        (["--mixup", "0.2"], "--mixup is not available yet"),
+        (["--degrees", "10"], "--degrees is not available yet"),
         (["--sync-bn"], "--sync-bn is not available yet"),
-        (["cutmix=1.0"], "cutmix is not available yet"),
+        (["mosaic=1.0"], "mosaic is not available yet"),
         (["--num-classes", "10"], "not a setting of Kiln\n  next: leave it out: the classes come from the data"),
         (["--grad-accum-steps", "4"], "--batch-size, and --micro-batch-size"),
         (["val=False"], "val cannot be False: a run validates"),

@@ -34,19 +34,31 @@ def what_came_out(run: Run) -> tuple[bytes, bytes]:
     return run.model_file.read_bytes(), (run.path / "predictions.csv").read_bytes()
 
 
-def test_cold_warm_off_and_full_give_the_same_run(image_folder, tmp_path):
-    cold = train(image_folder, tmp_path / "cold")
-    assert [entry.where for entry in room.entries()] == [str(image_folder)]
-    assert "0% there" in cold.resolved["reasons"]["data.cache"].replace("\n", " ")
-    warm = train(image_folder, tmp_path / "warm")
-    assert len(room.entries()) == 1
-    assert "100% there" not in warm.resolved["reasons"]["data.cache"]  # validation's images are never in it
-    left_open = [name for name, value in cold.resolved["values"].items() if value == "auto"]
-    assert left_open == ["loss.name"]  # the task's own
-    off = train(image_folder, tmp_path / "off", cache="off")
-    full = train(image_folder, tmp_path / "full", cache_size="1KB")
+@pytest.mark.parametrize("changes", [{}, {"stored_jpeg": 85}, {"crop": "none"}, {"pixel_form": "original"}], ids=str)
+def test_cold_warm_off_full_and_in_memory_give_the_same_run(image_folder, tmp_path, changes):
+    cold = train(image_folder, tmp_path / "cold", cache="disk", **changes)
+    places = room.entries()
+    assert {entry.where for entry in places} == {str(image_folder)}
+    assert len(places) == (1 if "crop" in changes else 2)  # training's and validation's, which may be one
+    assert "0% there" in cold.resolved["reasons"]["data.cache"]
+    warm = train(image_folder, tmp_path / "warm", cache="disk", **changes)
+    assert len(room.entries()) == len(places)
+    assert warm.resolved["reasons"]["data.cache"].count("100% there") == len(places)
+    off = train(image_folder, tmp_path / "off", cache="off", **changes)
+    full = train(image_folder, tmp_path / "full", cache="disk", cache_size="1KB", **changes)
     assert "no room" in full.resolved["reasons"]["data.cache"]
-    assert what_came_out(cold) == what_came_out(warm) == what_came_out(off) == what_came_out(full)
+    part = train(image_folder, tmp_path / "part", cache="memory", cache_size="20KB", **changes)
+    memory = train(image_folder, tmp_path / "memory", cache="memory", **changes)
+    assert "in memory" in memory.resolved["reasons"]["data.cache"]
+    device = train(image_folder, tmp_path / "device", cache="device", **changes)
+    expected = what_came_out(cold)
+    assert all(what_came_out(run) == expected for run in (warm, off, full, part, memory, device))
+
+
+def test_nothing_is_left_open_in_what_is_recorded(image_folder, tmp_path):
+    run = train(image_folder, tmp_path / "run")
+    left_open = [name for name, value in run.resolved["values"].items() if value == "auto"]
+    assert left_open == ["loss.name"]  # the task's own
 
 
 def test_a_cache_lost_in_the_middle_changes_nothing(image_folder, tmp_path):
@@ -66,14 +78,24 @@ def test_a_cache_lost_in_the_middle_changes_nothing(image_folder, tmp_path):
 
 def test_the_pixel_form_decides_what_is_cropped_and_is_recorded(image_folder, tmp_path):
     original = train(image_folder, tmp_path / "a", pixel_form="original")
-    assert room.entries() == []
+    assert len(room.entries()) == 1  # validation's
     stored = train(image_folder, tmp_path / "b", stored_px=18)
     assert stored.resolved["values"]["data.pixel_form"] == "stored"
     assert stored.resolved["values"]["data.stored_px"] == 18
-    assert what_came_out(original)[0] != what_came_out(stored)[0]
-    assert [entry.num_bytes for entry in room.entries()] == [
-        original.resolved["facts"]["samples"]["train"] * 18 * 18 * 3
-    ]
+    as_jpeg = train(image_folder, tmp_path / "c", stored_px=18, stored_jpeg=60)
+    weights = [what_came_out(run)[0] for run in (original, stored, as_jpeg)]
+    assert len(set(weights)) == 3
+
+
+def test_small_images_of_the_models_size_are_cropped_out_of_a_border(image_folder, tmp_path):
+    sizes = {"img_size": 32}  # the images' own
+    padded = train(image_folder, tmp_path / "a", **sizes)
+    assert padded.resolved["values"]["augment.crop"] == "padded"
+    again = train(image_folder, tmp_path / "b", cache="off", workers=0, **sizes)
+    assert what_came_out(again) == what_came_out(padded)
+    resized = train(image_folder, tmp_path / "c", crop="resized", **sizes)
+    assert resized.resolved["values"]["data.pixel_form"] == "stored"
+    assert what_came_out(resized)[0] != what_came_out(padded)[0]
 
 
 def test_list_and_clear(image_folder, tmp_path, capsys):
@@ -81,9 +103,9 @@ def test_list_and_clear(image_folder, tmp_path, capsys):
     capsys.readouterr()
     assert main(["cache", "--json"]) == 0
     listed = json.loads(capsys.readouterr().out.splitlines()[-1])
-    assert [entry["data"] for entry in listed["caches"]] == [str(image_folder)]
+    assert [entry["data"] for entry in listed["caches"]] == [str(image_folder)] * 2
     assert main(["cache", "clear"]) == 0
-    assert "1 caches removed" in capsys.readouterr().out
+    assert "2 caches removed" in capsys.readouterr().out
     assert room.entries() == []
     assert main(["cache", "empty"]) == 2
     assert "choices: list, clear" in capsys.readouterr().err

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -12,11 +13,17 @@ from PIL import Image
 
 from kiln import pixels
 from kiln.data import room
-from kiln.data.cache import Store, StoredForm, StoredSource, open_store, stored_shapes
+from kiln.data.cache import ContractForm, FileForm, StoredForm, StoredSource, bytes_needed, open_store
 from kiln.data.source import open_source
+from kiln.data.storelog import FileLog
 from kiln.errors import UsageError
 
 FORM = StoredForm(px=24, channels=3, interpolation="bicubic", max_pixels=10**6)
+JPEG = StoredForm(px=24, channels=3, interpolation="bicubic", max_pixels=10**6, quality=90)
+GREY_JPEG = StoredForm(px=24, channels=1, interpolation="bicubic", max_pixels=10**6, quality=90)
+CONTRACT = ContractForm(pixels.PixelContract(height=20, width=24))
+FORMS = [FORM, JPEG, GREY_JPEG, CONTRACT, FileForm()]
+FORM_NAMES = ["raw", "jpeg", "grey jpeg", "contract", "file"]
 
 
 @pytest.fixture(autouse=True)
@@ -35,89 +42,149 @@ def folder(tmp_path) -> Path:
     return tmp_path / "data"
 
 
-def opened(folder: Path, *, limit: int = 10**9):
+def opened(folder: Path, *, form=FORM, limit: int = 10**9, tier: str = "disk"):
     source = open_source(folder)
-    shapes = stored_shapes(source, range(len(source)), FORM)
-    return source, shapes, open_store(source, shapes, FORM, limit_bytes=limit)
+    everything = list(range(len(source)))
+    headers = [source.header(index) for index in everything if "zz" not in source.keys[index]]
+    needed = bytes_needed(source, form, headers, everything)
+    return source, open_store(source, form, tier=tier, needed=needed, limit_bytes=limit)
+
+
+def read_all(source, store, form=FORM) -> list[bytes]:
+    """Twice, so that both a miss and a hit are seen; what a hit gives."""
+    stored = StoredSource(source, form, store)
+    first = [bytes_of(stored.read(index)) for index in range(len(source))]
+    if store is not None:
+        store.flush()
+    assert [bytes_of(stored.read(index)) for index in range(len(source))] == first
+    return first
+
+
+def bytes_of(item) -> bytes:
+    return item if isinstance(item, bytes) else item.tobytes()
+
+
+def files_of(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
 
 
 def test_the_shorter_side_is_reduced_and_never_enlarged(folder):
-    source, shapes, _ = opened(folder)
-    sizes = {key: shape[:2] for key, shape in zip(source.keys, shapes, strict=True)}
-    assert sizes["a/0.jpg"] == (24, 32)
-    assert sizes["b/1.png"] == (60, 20)
-    assert sizes["a/2.png"] == (16, 16)
-    assert all(source.header(i).height >= shape[0] for i, shape in enumerate(shapes))
+    source, _ = opened(folder)
+    shapes = {key: FORM.make(source.read(i)).shape[:2] for i, key in enumerate(source.keys)}
+    assert shapes["a/0.jpg"] == (24, 32)
+    assert shapes["b/1.png"] == (60, 20)
+    assert shapes["a/2.png"] == (16, 16)
+    for index, key in enumerate(source.keys):
+        assert FORM.bytes_of(source.header(index)) == shapes[key][0] * shapes[key][1] * 3
 
 
-def test_hit_and_miss_give_the_same_bytes(folder):
-    source, _, store = opened(folder)
-    without = StoredSource(source, FORM, None)
-    with_store = StoredSource(source, FORM, store)
-    for index in range(len(source)):
-        made = without.read(index)
-        missed, hit = with_store.read(index), with_store.read(index)
-        assert made.dtype == np.uint8
-        assert np.array_equal(made, missed)
-        assert np.array_equal(made, hit)
-        assert not hit.flags.writeable
+@pytest.mark.parametrize("tier", ["disk", "memory"])
+@pytest.mark.parametrize("form", FORMS, ids=FORM_NAMES)
+def test_hit_and_miss_give_the_same_bytes(folder, form, tier):
+    source, store = opened(folder, form=form, tier=tier)
+    assert read_all(source, None, form) == read_all(source, store, form)
     assert store.filled() == 1.0
+    kept = store.get(0)
+    if isinstance(kept, np.ndarray):
+        assert not kept.flags.writeable
 
 
-def test_another_run_finds_what_the_first_one_kept_and_decodes_nothing(folder, monkeypatch):
-    source, _, store = opened(folder)
-    kept = [StoredSource(source, FORM, store).read(i).copy() for i in range(len(source))]
+@pytest.mark.parametrize("form", FORMS, ids=FORM_NAMES)
+def test_another_run_finds_what_the_first_one_kept_and_makes_nothing(folder, form, monkeypatch):
+    source, store = opened(folder, form=form)
+    kept = read_all(source, store, form)
     store.close()
-    source, _, again = opened(folder)
-    monkeypatch.setattr(pixels, "decode_image", lambda *a, **k: pytest.fail("decoded again"))
-    for index, image in enumerate(kept):
-        assert np.array_equal(StoredSource(source, FORM, again).read(index), image)
+    source, again = opened(folder, form=form)
+    monkeypatch.setattr(type(form), "make", lambda *a: pytest.fail("made again"))
+    assert read_all(source, again, form) == kept
 
 
 def test_a_damaged_entry_is_a_miss_and_is_mended(folder):
-    source, _, store = opened(folder)
-    good = [StoredSource(source, FORM, store).read(i).copy() for i in range(len(source))]
+    source, store = opened(folder)
+    good = read_all(source, store)
     store.close()
-    with (store.folder / "pixels.bin").open("r+b") as file:
+    with (store.log.folder / "data.bin").open("r+b") as file:
         file.seek(5)
         byte = file.read(1)
         file.seek(5)
         file.write(bytes([byte[0] ^ 1]))
-    source, _, again = opened(folder)
-    damaged = [i for i in range(len(source)) if again.get(i) is None]
-    assert len(damaged) == 1
-    for index, image in enumerate(good):
-        assert np.array_equal(StoredSource(source, FORM, again).read(index), image)
-    assert again.get(damaged[0]) is not None
+    source, again = opened(folder)
+    assert sum(again.get(index) is None for index in range(len(source))) == 1
+    assert read_all(source, again) == good
 
 
-def test_a_changed_file_is_another_cache(folder):
-    _, _, store = opened(folder)
+@pytest.mark.parametrize("cut", [1, 17, 39, 40, 41])
+def test_a_torn_or_damaged_index_costs_its_records_alone(folder, cut):
+    source, store = opened(folder)
+    good = read_all(source, store)
+    store.close()
+    index = store.log.folder / "index.bin"
+    index.write_bytes(index.read_bytes()[:-cut])
+    source, again = opened(folder)
+    there = sum(again.get(i) is not None for i in range(len(source)))
+    assert there == len(source) - (1 if cut <= 40 else 2)
+    assert read_all(source, again) == good
+    again.close()
+    damaged = bytearray(index.read_bytes())
+    damaged[50] ^= 4
+    index.write_bytes(damaged)
+    source, third = opened(folder)
+    assert sum(third.get(i) is None for i in range(len(source))) == 1
+    assert read_all(source, third) == good
+
+
+def test_a_hole_of_zeros_is_no_entry(folder):
+    source, store = opened(folder)
+    store.close()
+    (store.log.folder / "index.bin").write_bytes(bytes(400))
+    _, again = opened(folder)
+    assert again.filled() == 0
+
+
+def test_a_changed_file_invalidates_its_own_entry_alone(folder):
+    source, store = opened(folder)
+    before = dict(zip(source.keys, read_all(source, store), strict=True))
+    store.close()
     path = folder / "a" / "2.png"
     Image.new("RGB", (16, 16), (1, 2, 3)).save(path)
     os.utime(path, ns=(1, 1))
-    source, _, other = opened(folder)
-    assert other.folder != store.folder
-    index = source.keys.index("a/2.png")
-    assert (StoredSource(source, FORM, other).read(index) == (1, 2, 3)).all()
+    (folder / "a" / "new.png").write_bytes((folder / "b" / "1.png").read_bytes())
+    (folder / "b" / "3.jpg").unlink()
+    source, other = opened(folder)
+    assert other.log.folder == store.log.folder
+    assert {key for i, key in enumerate(source.keys) if other.get(i) is None} == {"a/2.png", "a/new.png"}
+    after = dict(zip(source.keys, read_all(source, other), strict=True))
+    assert after["a/2.png"] == bytes([1, 2, 3]) * 256
+    assert all(after[key] == before[key] for key in after if key in before and key != "a/2.png")
 
 
-def test_a_cache_that_does_not_fit_is_not_made(folder):
-    source, shapes, store = opened(folder, limit=100)
-    assert store is None
-    assert room.entries() == []
-    exact = sum(h * w * c for h, w, c in shapes)
-    assert open_store(source, shapes, FORM, limit_bytes=exact) is not None
-    assert [entry.num_bytes for entry in room.entries()] == [exact]
+@pytest.mark.parametrize("limit", [0, 4000, 5000, 8000, 12_000, 10**6])
+def test_the_budget_holds_to_the_byte_and_what_fits_is_kept(folder, limit):
+    source, store = opened(folder, limit=limit)
+    everything = read_all(source, None)
+    assert read_all(source, store) == everything
+    assert files_of(room.root()) <= limit
+    assert (store is None) == (limit < 5000)
+    if store is not None:
+        assert (store.filled() == 1.0) == (limit == 10**6)
+        assert sum(entry.num_bytes for entry in room.entries()) <= limit
+        assert store.num_bytes <= limit
 
 
-def test_the_longest_unused_gives_way_but_never_one_in_use(folder, tmp_path):
-    first = Store(room.root() / "first", [(10, 10, 1)], about={"where": "first"})
-    second = Store(room.root() / "second", [(10, 10, 1)], about={"where": "second"})
+def test_a_budget_in_memory(folder):
+    source, store = opened(folder, tier="memory", limit=5000)
+    assert read_all(source, store) == read_all(source, None)
+    assert 0 < store.filled() < 1
+    assert len(store.log.data) == 5000
+
+
+def test_the_longest_unused_gives_way_but_never_one_in_use(tmp_path):
+    first = FileLog(room.root() / "first", 8000, num_entries=2, about={"where": "first"})
+    second = FileLog(room.root() / "second", 8000, num_entries=2, about={"where": "second"})
     os.utime(first.folder / room.META, (1, 1))
-    assert not room.make_room(100, 250, keep=room.root() / "new")
+    assert room.reserve(room.root() / "new", 5000, 20_000) == 4000
     second.close()
-    assert room.make_room(100, 250, keep=room.root() / "new")
+    assert room.reserve(room.root() / "new", 5000, 20_000) == 5000
     assert [entry.where for entry in room.entries()] == ["first"]
     first.close()
     assert [entry.where for entry in room.clear()] == ["first"]
@@ -126,9 +193,9 @@ def test_the_longest_unused_gives_way_but_never_one_in_use(folder, tmp_path):
 
 def fill(folder: Path, cache: str, done) -> None:
     os.environ["KILN_CACHE"] = cache
-    source, _, store = opened(folder)
-    images = [StoredSource(source, FORM, store).read(i).tobytes() for i in range(len(source))]
-    done.put(images)
+    source, store = opened(folder)
+    done.put(read_all(source, store))
+    store.close()
 
 
 def test_several_processes_fill_one_cache_at_once(folder, tmp_path):
@@ -142,16 +209,45 @@ def test_several_processes_fill_one_cache_at_once(folder, tmp_path):
         child.join(60)
     assert all(result == results[0] for result in results)
     assert len(room.entries()) == 1
+    source, store = opened(folder)
+    assert store.filled() == 1.0
+    assert store.log.num_records == len(source)  # nobody wrote what another had written
+
+
+def test_many_threads_fill_and_read_one_store(folder):
+    source, store = opened(folder, form=CONTRACT)
+    stored = StoredSource(source, CONTRACT, store)
+    expected = read_all(source, None, CONTRACT)
+    with ThreadPoolExecutor(8) as pool:
+        results = list(pool.map(lambda i: (i % len(source), bytes_of(stored.read(i % len(source)))), range(300)))
+    assert all(made == expected[index] for index, made in results)
+
+
+def test_many_at_once_are_what_one_by_one_gives(folder):
+    source, store = opened(folder, form=CONTRACT)
+    order = np.array([3, 0, 3, 5])
+    shape = (20, 24, 3)
+    assert store.many(order, shape) is None
+    expected = read_all(source, store, CONTRACT)
+    assert [row.tobytes() for row in store.many(order, shape)] == [expected[i] for i in order]
+    assert store.many(order, (20, 24, 1)) is None
+    store.close()
+    again = opened(folder, form=CONTRACT)[1]
+    assert [row.tobytes() for row in again.many(order, shape)] == [expected[i] for i in order]
 
 
 def test_a_bad_file_is_a_bad_file_with_and_without_a_cache(folder):
     (folder / "a" / "zz.png").write_bytes(b"not an image")
-    source, shapes, store = opened(folder)
+    source, store = opened(folder)
     index = source.keys.index("a/zz.png")
-    assert shapes[index] == (0, 0, 3)
     for which in (None, store):
         with pytest.raises(pixels.PixelError, match="image"):
             StoredSource(source, FORM, which).read(index)
+
+
+def test_a_stored_jpeg_needs_one_or_three_channels():
+    with pytest.raises(UsageError, match=r"stored_jpeg=0 keeps the pixels"):
+        StoredForm(px=24, channels=4, interpolation="bicubic", max_pixels=10**6, quality=90)
 
 
 @pytest.mark.parametrize(

@@ -142,10 +142,10 @@ def test_a_bad_sample_is_left_out_and_named_when_its_batch_is_consumed(copied):
     for number in range(7):
         batch = next(steps)
         wanted = loader.cut.positions(number)[1]
-        expected = [index for index in loader.shuffle.epoch(0)[wanted] if index != bad_index]
+        expected = [index for index in loader.sampler.epoch(0).indices[wanted] if index != bad_index]
         assert batch.indices.tolist() == expected
         assert len(batch.images) == len(batch.targets) == len(batch.params) == len(batch.positions) == len(expected)
-        assert (bad_index in loader.bad_files.found) == (bad_index in loader.shuffle.epoch(0)[: wanted[-1] + 1])
+        assert (bad_index in loader.bad_files.found) == (bad_index in loader.sampler.epoch(0).indices[: wanted[-1] + 1])
         seen.update(zip(batch.indices.tolist(), batch.images, strict=True))
     assert seen.keys() == set(range(64)) - {bad_index}
     assert all(torch.equal(picture, whole[index]) for index, picture in seen.items())  # none stands in for it

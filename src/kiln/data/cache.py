@@ -1,234 +1,217 @@
-"""Decode once: a source's images in stored form, in a file that is mapped into memory.
+"""Decode once: a source whose samples come in a form that is made once and kept.
 
-The stored form is a pure function of the file (upright, shorter side at most `px`, uint8), so a hit and a miss give the
-same bytes, and neither a warm cache nor a lost one changes a result. Where each image lies is known from the headers, so
-any number of threads and runs may fill the same file in any order: they write the same bytes.
+Every form is a pure function of the file, so a hit and a miss give the same bytes, and neither a warm cache nor a lost
+one changes a result.
 """
 
 from __future__ import annotations
 
-import fcntl
-import json
-import mmap
+import io
 import os
-import shutil
-import time
-import weakref
-import zlib
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from typing import Protocol
 
 import numpy as np
 import PIL
 from numpy.typing import NDArray
+from PIL import Image
 
 from kiln import pixels
 from kiln.data import room
 from kiln.data.decode import DECODER, RESIZER, crop_resize, decode
 from kiln.data.fingerprint import digest
 from kiln.data.source import Source
-from kiln.errors import DataError
+from kiln.data.store import Kept, Store
+from kiln.data.storelog import BYTES_PER_RECORD, META_BYTES, FileLog, MemoryLog
+from kiln.errors import UsageError
+from kiln.random import keys_of
 
-KIND, VERSION = "kiln.cache", 1
-_META, _PIXELS, _SUMS = room.META, "pixels.bin", "sums.bin"
+
+class Form(Protocol):
+    """What is kept of a sample; its `repr` names it."""
+
+    def make(self, item: bytes | NDArray[np.uint8]) -> Kept:
+        """The kept form of what a source holds.
+
+        Raises: PixelError: it cannot be read.
+        """
+        ...
+
+    def bytes_of(self, header: pixels.Header) -> int | None:
+        """Bytes that are kept of a file with this header, where the header tells."""
+        ...
 
 
 @dataclass(frozen=True)
 class StoredForm:
-    """What is kept of an image: upright, `channels` of uint8, the shorter side reduced to `px` if it is longer.
+    """A copy: upright, `channels` of uint8, the shorter side reduced to `px` if it is longer.
 
     Args:
         px: of the shorter side.
         channels: of the stored image.
         interpolation: of the one antialiased reduction.
         max_pixels: larger files are refused.
+        quality: of a JPEG, 1 to 100; None keeps the pixels.
+    Raises: UsageError: a JPEG of other than 1 or 3 channels.
     """
 
     px: int
     channels: int
     interpolation: str
     max_pixels: int
+    quality: int | None = None
 
-    def shape_of(self, header: pixels.Header) -> tuple[int, int, int]:
-        """(H, W, C) of the stored image of a file with this header."""
-        return self._shape(header.height, header.width)
+    def __post_init__(self) -> None:
+        if self.quality is not None and self.channels not in (1, 3):
+            raise UsageError(
+                "E103",
+                f"data.stored_jpeg = {self.quality}, but the images have {self.channels} channels",
+                expected="1 or 3 channels for a JPEG",
+                hint="--set data.stored_jpeg=0 keeps the pixels",
+            )
 
-    def _shape(self, height: int, width: int) -> tuple[int, int, int]:
+    def make(self, item: bytes | NDArray[np.uint8]) -> Kept:
+        """The copy, (H, W, C) uint8 or the bytes of a JPEG. Raises: PixelError: it cannot be read."""
+        image = decode(item, channels=self.channels, max_pixels=self.max_pixels) if isinstance(item, bytes) else item
+        height, width = image.shape[:2]
+        shape = self.shape_of(height, width)
+        if shape != image.shape:
+            reduced = np.empty(shape, np.uint8)
+            crop_resize(image, (0, 0, width, height), reduced, interpolation=self.interpolation)
+            image = reduced
+        return np.ascontiguousarray(image) if self.quality is None else _jpeg(image, self.quality)
+
+    def shape_of(self, height: int, width: int) -> tuple[int, int, int]:
+        """(H, W, C) of the copy of an image of this size."""
         shorter = min(height, width)
         if shorter <= self.px:
             return height, width, self.channels
         return max(1, round(height * self.px / shorter)), max(1, round(width * self.px / shorter)), self.channels
 
-    def make(self, data: bytes | NDArray[np.uint8]) -> NDArray[np.uint8]:
-        """The stored image of a file. (H, W, C) uint8.
-
-        Raises: PixelError: it cannot be read.
-        """
-        image = decode(data, channels=self.channels, max_pixels=self.max_pixels) if isinstance(data, bytes) else data
-        height, width = image.shape[:2]
-        shape = self._shape(height, width)
-        if shape == image.shape:
-            return np.ascontiguousarray(image)
-        reduced = np.empty(shape, np.uint8)
-        crop_resize(image, (0, 0, width, height), reduced, interpolation=self.interpolation)
-        return reduced
+    def bytes_of(self, header: pixels.Header) -> int | None:
+        """See `Form`."""
+        height, width, channels = self.shape_of(header.height, header.width)
+        return height * width * channels if self.quality is None else None
 
 
-class Store:
-    """Stored images in one mapped file: filled once, read for ever. Safe for many threads and many processes.
-
-    While it is open nobody evicts it; `close()`, or forgetting it, lets others do so.
-
-    Args:
-        folder: of this cache; made and filled if it is new.
-        shapes: (H, W, C) of each image.
-        about: kept in `meta.json` for people.
-    Raises: OSError: there is no room for it; nothing is left behind.
-    """
-
-    def __init__(self, folder: Path, shapes: Sequence[tuple[int, int, int]], *, about: dict[str, Any]) -> None:
-        self.folder = folder
-        self.shapes = shapes
-        sizes = np.array([height * width * channels for height, width, channels in shapes], np.int64)
-        self._starts = np.concatenate([[0], np.cumsum(sizes)])
-        self._verified = np.zeros(len(shapes), bool)
-        self._open(about)
-
-    @property
-    def num_bytes(self) -> int:
-        """Bytes of pixels."""
-        return int(self._starts[-1])
-
-    def _open(self, about: dict[str, Any]) -> None:
-        if not (self.folder / _META).is_file():
-            _create(self.folder, self.num_bytes, len(self.shapes), about)
-        use = os.open(self.folder / _META, os.O_RDONLY)
-        self.close = weakref.finalize(self, os.close, use)
-        fcntl.flock(use, fcntl.LOCK_SH)  # held until it is closed, so that nobody evicts it
-        os.utime(self.folder / _META)
-        self._pixels = _mapped(self.folder / _PIXELS, self.num_bytes)
-        # One number per image: 0 while it is missing, else 1 + CRC-32 of its bytes, written after them.
-        self._sums = np.memmap(self.folder / _SUMS, np.uint64, "r+", shape=(len(self.shapes),))
-
-    def get(self, index: int) -> NDArray[np.uint8] | None:
-        """An image, read-only and without copying it; None while it is missing. Checked once per process."""
-        expected = int(self._sums[index])
-        if not expected:
-            return None
-        part = self._pixels[self._starts[index] : self._starts[index + 1]]
-        if not self._verified[index]:
-            if zlib.crc32(part.data) + 1 != expected:
-                return None  # a power cut between the pixels and the disk: made again and written again
-            self._verified[index] = True
-        image = part.reshape(self.shapes[index]).view()
-        image.flags.writeable = False
-        return image
-
-    def put(self, index: int, image: NDArray[np.uint8]) -> None:
-        """Keep an image. Others that put it at the same time write the same bytes."""
-        flat = np.ascontiguousarray(image).reshape(-1)
-        self._pixels[self._starts[index] : self._starts[index + 1]] = flat
-        self._sums[index] = zlib.crc32(flat.data) + 1
-        self._verified[index] = True
-
-    def filled(self) -> float:
-        """The share of images that are there."""
-        return float(np.count_nonzero(self._sums)) / max(len(self.shapes), 1)
+def _jpeg(image: NDArray[np.uint8], quality: int) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(np.ascontiguousarray(image[..., 0] if image.shape[2] == 1 else image)).save(
+        buffer, "JPEG", quality=quality
+    )
+    return buffer.getvalue()
 
 
-def _create(folder: Path, num_bytes: int, num_images: int, about: dict[str, Any]) -> None:
-    """Make the files aside and rename: two runs that begin at once end up with one cache."""
-    staged = folder.with_name(f".tmp-{folder.name}.{os.getpid()}")
-    shutil.rmtree(staged, ignore_errors=True)
-    staged.mkdir(parents=True, mode=0o700)
-    try:
-        with (staged / _PIXELS).open("wb") as file:
-            # Reserved now: a disk that fills up later would end a process that writes to a mapping without a word.
-            os.posix_fallocate(file.fileno(), 0, max(num_bytes, 1))
-        with (staged / _SUMS).open("wb") as file:
-            file.truncate(8 * max(num_images, 1))
-        meta = {
-            "kind": KIND,
-            "version": VERSION,
-            "bytes": num_bytes,
-            "images": num_images,
-            "created": time.time(),
-            **about,
-        }
-        (staged / _META).write_text(json.dumps(meta, indent=1))
-        staged.rename(folder)
-    except OSError:
-        shutil.rmtree(staged, ignore_errors=True)
-        if not (folder / _META).is_file():  # otherwise another run was faster
-            raise
+@dataclass(frozen=True)
+class ContractForm:
+    """The image that the pixel contract makes: for validation, and for training that crops nothing out of it."""
+
+    contract: pixels.PixelContract
+
+    def make(self, item: bytes | NDArray[np.uint8]) -> Kept:
+        """(height, width, channels) uint8. Raises: PixelError: it cannot be read."""
+        return self.contract.apply(item)
+
+    def bytes_of(self, header: pixels.Header) -> int | None:  # noqa: ARG002 - all are of one size
+        """See `Form`."""
+        return self.contract.height * self.contract.width * self.contract.channels
 
 
-def _mapped(path: Path, num_bytes: int) -> NDArray[np.uint8]:
-    with path.open("r+b") as file:
-        mapping = mmap.mmap(file.fileno(), max(num_bytes, 1))
-    return np.frombuffer(mapping, np.uint8)[:num_bytes]
+@dataclass(frozen=True)
+class FileForm:
+    """The bytes of the file, for sources that are slow to read."""
+
+    def make(self, item: bytes | NDArray[np.uint8]) -> Kept:
+        """The same."""
+        return item
+
+    def bytes_of(self, header: pixels.Header) -> int | None:  # noqa: ARG002 - a header does not tell
+        """See `Form`."""
+        return None
 
 
 class StoredSource:
-    """A source whose images come in stored form, out of a store where they are there and into it where they are not.
+    """A source whose samples come in a form, out of a store where they are there and into it where they are not.
 
     Args:
         source: of files or of uint8 arrays.
-        form: what is kept of an image.
-        store: None makes each image anew, every time; the bytes are the same.
+        form: what is kept of a sample.
+        store: None makes each sample anew, every time; the bytes are the same.
     """
 
     transformed = False
 
-    def __init__(self, source: Source, form: StoredForm, store: Store | None) -> None:
+    def __init__(self, source: Source, form: Form, store: Store | None) -> None:
         self.source, self.form, self.store = source, form, store
 
-    def read(self, index: int) -> NDArray[np.uint8]:
-        """The stored image (H, W, C), read-only.
+    def read(self, index: int) -> Kept:
+        """The image (H, W, C), read-only, or the bytes.
 
         Raises: PixelError: it cannot be decoded. DataError: the file vanished or may not be read.
         """
         found = None if self.store is None else self.store.get(index)
         if found is not None:
             return found
-        item: Any = self.source.read(index)
-        image = self.form.make(item)
-        if self.store is not None and image.shape == self.store.shapes[index]:
-            self.store.put(index, image)
-        return image
+        item = self.source.read(index)
+        if not isinstance(item, bytes | np.ndarray):
+            raise UsageError("E103", "samples that come already transformed have no stored form")
+        made = self.form.make(item)
+        if isinstance(made, np.ndarray):
+            made = made.view()
+            made.flags.writeable = False
+        if self.store is not None:
+            self.store.put(index, made)
+        return made
 
 
-def stored_shapes(source: Source, indices: Sequence[int], form: StoredForm) -> list[tuple[int, int, int]]:
-    """(H, W, C) of each stored image by its header; (0, 0, C) for samples that are not asked for or cannot be read."""
-    shapes = [(0, 0, form.channels)] * len(source)
-
-    def look(index: int) -> None:
-        try:
-            shapes[index] = form.shape_of(source.header(index, max_pixels=form.max_pixels))
-        except (pixels.PixelError, DataError):
-            return  # counted and named by the header check
-
-    with ThreadPoolExecutor(min(32, 4 * (os.cpu_count() or 1))) as pool:
-        list(pool.map(look, map(int, indices)))
-    return shapes
+def entries_of(source: Source) -> NDArray[np.uint64]:
+    """(N,) names of entries: of a sample's key and of its size and time or checksum, or of the whole source's."""
+    return keys_of([f"{key}\0{source.identity_of(index)}" for index, key in enumerate(source.keys)])
 
 
-def open_store(
-    source: Source, shapes: Sequence[tuple[int, int, int]], form: StoredForm, *, limit_bytes: int
-) -> Store | None:
-    """The store of a source in this form, from an earlier run or new; None when it does not fit the limit.
+def open_store(source: Source, form: Form, *, tier: str, needed: int, limit_bytes: int) -> Store | None:
+    """The store of a source in this form, from an earlier run or new; None when there is no room at all.
 
-    A file that changed has another size or time, so the source another fingerprint and the store another folder.
+    Args:
+        source: its samples are the entries.
+        form: what is kept of them.
+        tier: `disk`, or `memory`.
+        needed: bytes of all that is to be kept, as from `bytes_needed`.
+        limit_bytes: that all stores on disk together, or this one in memory, may take.
     """
-    needed = sum(height * width * channels for height, width, channels in shapes)
-    key = digest([source.fingerprint, repr(form), DECODER, RESIZER, PIL.__version__, *map(str, shapes)])
-    folder = room.root() / key
-    if not room.make_room(needed, limit_bytes, keep=folder):
-        return None
+    entries = entries_of(source)
+    if tier == "memory":
+        room_there = min(needed, limit_bytes)
+        return Store(entries, MemoryLog(room_there)) if room_there > 0 else None
+    here = os.path.abspath(source.where) if os.path.exists(source.where) else source.fingerprint
+    folder = room.root() / digest([here, repr(form), DECODER, RESIZER, PIL.__version__])
+    index_bytes = META_BYTES + len(entries) * BYTES_PER_RECORD
     try:
-        return Store(folder, shapes, about={"where": source.where, "form": repr(form)})
+        with room.locked():
+            granted = room.reserve(folder, needed + index_bytes, limit_bytes)
+            if granted <= index_bytes:
+                return None
+            about = {"where": source.where, "form": repr(form)}
+            log = FileLog(folder, granted, num_entries=len(entries), about=about)
     except OSError:
         return None  # no room on the disk after all: every image is decoded each time
+    return Store(entries, log)
+
+
+def bytes_needed(source: Source, form: Form, headers: list[pixels.Header], indices: list[int]) -> int:
+    """Bytes of the kept forms of some samples, from the headers of a part of them, with a tenth to spare.
+
+    Where headers do not tell, a part of the samples is made.
+    """
+    sizes = [size for header in headers if (size := form.bytes_of(header)) is not None]
+    if not sizes:
+        for index in indices[:: max(1, len(indices) // 16)]:
+            try:
+                made = form.make(source.read(index))  # type: ignore[arg-type]
+            except (pixels.PixelError, OSError):
+                continue
+            sizes.append(len(made) if isinstance(made, bytes) else made.nbytes)
+    if not sizes:
+        return 0
+    spare = 1.0 if len(set(sizes)) == 1 else 1.1
+    return int(spare * len(indices) * sum(sizes) / len(sizes))

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kiln import pixels
+from kiln.data.cache import StoredSource
 from kiln.data.decode import Array, Box, crop_resize, open_jpeg
 from kiln.errors import DataError
 from kiln.random import Purpose, uniform
@@ -29,6 +30,30 @@ class ImageSource(Protocol):
 
 NUM_CROP_DRAWS = 4
 """Area, aspect ratio, x and y."""
+
+
+class Images(Protocol):
+    """What a batch is made of: the image of each sample, by what was drawn for it."""
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(H, W, C) of one image."""
+        ...
+
+    def draw(self, seed: int, epoch: int, keys: NDArray[np.uint64]) -> NDArray[np.float64] | None:
+        """(B, D) in [0, 1), pure functions of (seed, epoch, sample); None where nothing is random."""
+        ...
+
+    def load(self, index: int, draws: NDArray[np.float64] | None = None, out: Array | None = None) -> Any:
+        """(H, W, C) uint8 in `out` or anew, or the float (C, H, W) tensor of a source that transforms by itself.
+
+        Raises: BadSample: it cannot be read.
+        """
+        ...
+
+    def many(self, indices: NDArray[np.int64], draws: NDArray[np.float64] | None) -> Array | None:
+        """(B, H, W, C), what `load` gives for each, where all can be had at once; else None."""
+        ...
 
 
 class BadSample(Exception):  # noqa: N818 - an event that the loader counts, not a fault of the program
@@ -78,6 +103,75 @@ class ContractImages:
         except pixels.PixelError as error:
             raise BadSample(error.reason, str(error)) from error
 
+    def many(self, indices: NDArray[np.int64], draws: NDArray[np.float64] | None) -> None:
+        """See `Images`."""
+
+
+@dataclass(frozen=True)
+class KeptImages:
+    """The same images, out of a store that keeps them as the pixel contract made them."""
+
+    source: StoredSource
+    contract: pixels.PixelContract
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(H, W, C) of one image."""
+        return self.contract.height, self.contract.width, self.contract.channels
+
+    def draw(self, seed: int, epoch: int, keys: NDArray[np.uint64]) -> NDArray[np.float64] | None:  # noqa: ARG002
+        """No parameters."""
+        return None
+
+    def load(self, index: int, draws: NDArray[np.float64] | None = None, out: Array | None = None) -> Any:  # noqa: ARG002
+        """See `Images`."""
+        return _placed(read(self.source, index), out)
+
+    def many(self, indices: NDArray[np.int64], draws: NDArray[np.float64] | None) -> Array | None:  # noqa: ARG002
+        """See `Images`."""
+        return None if self.source.store is None else self.source.store.many(indices, self.shape)
+
+
+@dataclass(frozen=True)
+class PaddedCropImages:
+    """Each image moved by up to `padding` pixels in each direction; what comes in from outside is black.
+
+    The usual geometry for small images of one size. Source: He et al. 2015, arXiv:1512.03385, section 4.2.
+    """
+
+    images: ContractImages | KeptImages
+    padding: int
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(H, W, C) of one image."""
+        return self.images.shape
+
+    def draw(self, seed: int, epoch: int, keys: NDArray[np.uint64]) -> NDArray[np.float64]:
+        """(B, 2) in [0, 1): down and across."""
+        return uniform(seed, Purpose.CROP, epoch=epoch, sample=keys, num_draws=2)
+
+    def load(self, index: int, draws: NDArray[np.float64] | None = None, out: Array | None = None) -> Any:
+        """See `Images`."""
+        if draws is None:
+            return self.images.load(index, None, out)
+        moved = self._moved(self.images.load(index)[None], draws[None])
+        return _placed(moved[0], out)
+
+    def many(self, indices: NDArray[np.int64], draws: NDArray[np.float64] | None) -> Array | None:
+        """See `Images`."""
+        found = self.images.many(indices, None)
+        return found if found is None or draws is None else self._moved(found, draws)
+
+    def _moved(self, images: Array, draws: NDArray[np.float64]) -> Array:
+        count, height, width, channels = images.shape
+        pad = self.padding
+        canvas = np.zeros((count, height + 2 * pad, width + 2 * pad, channels), np.uint8)
+        canvas[:, pad : pad + height, pad : pad + width] = images
+        windows = np.lib.stride_tricks.sliding_window_view(canvas, (height, width), axis=(1, 2))
+        down, across = (draws * (2 * pad + 1)).astype(np.int64).T
+        return np.ascontiguousarray(windows[np.arange(count), down, across].transpose(0, 2, 3, 1))
+
 
 @dataclass(frozen=True)
 class RandomCropImages:
@@ -123,6 +217,9 @@ class RandomCropImages:
             return out
         except pixels.PixelError as error:
             raise BadSample(error.reason, str(error)) from error
+
+    def many(self, indices: NDArray[np.int64], draws: NDArray[np.float64] | None) -> None:
+        """See `Images`."""
 
     def _opened(self, item: bytes | Array, draws: NDArray[np.float64]) -> tuple[Array, Box]:
         """The decoded image, perhaps reduced by the decoder, and the crop in it."""
@@ -175,6 +272,3 @@ def _placed(image: Array, out: Array | None) -> Array:
         return image
     out[...] = image
     return out
-
-
-Images = ContractImages | RandomCropImages

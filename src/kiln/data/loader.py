@@ -16,7 +16,7 @@ from torch import Tensor
 from kiln.batch import Batch
 from kiln.data.images import BadSample, Images
 from kiln.data.prefetch import prefetched
-from kiln.data.sampler import Cut, Shuffle
+from kiln.data.sampler import Cut, Remembered, Sampler
 from kiln.data.storage import counted
 from kiln.errors import DataError
 
@@ -110,6 +110,9 @@ class Assembler:
 
         uint8 rows lie in memory as (B, H, W, C), which is channels-last.
         """
+        at_once = self.images.many(np.asarray(indices, np.int64), draws)
+        if at_once is not None:
+            return torch.from_numpy(at_once).permute(0, 3, 1, 2), list(range(len(indices))), []
         place = np.empty((len(indices), *self.images.shape), np.uint8)
         floats: dict[int, Tensor] = {}
         good: list[int] = []
@@ -134,7 +137,7 @@ class TrainLoader:
 
     Args:
         assembler: loads samples.
-        shuffle: the order of each epoch.
+        sampler: the order of each epoch.
         cut: how the order is cut into steps and shares.
         keys: (len(source),) uint64 identities, for per-sample randomness.
         bad_files: where unreadable samples are recorded, when their batch is consumed.
@@ -146,7 +149,7 @@ class TrainLoader:
     def __init__(
         self,
         assembler: Assembler,
-        shuffle: Shuffle,
+        sampler: Sampler,
         cut: Cut,
         *,
         keys: NDArray[np.uint64],
@@ -155,7 +158,7 @@ class TrainLoader:
         workers: int = 0,
         ahead: int = 4,
     ) -> None:
-        self.assembler, self.shuffle, self.cut = assembler, shuffle, cut
+        self.assembler, self.sampler, self.cut = assembler, Remembered(sampler), cut
         self.keys, self.bad_files, self.draw_params = keys, bad_files, draw_params
         self.workers, self.ahead = workers, ahead
         self._lock = threading.Lock()
@@ -183,14 +186,13 @@ class TrainLoader:
     def _make(self, step: int) -> _Made:
         epoch, positions, size = self.cut.positions(step)
         with self._lock:
-            order = self.shuffle.epoch(epoch)
+            order = self.sampler.epoch(epoch)
         placeholder = len(positions) == 0
         if placeholder:  # more processes than samples: go through the motions with a row that weighs nothing; one of
             # the step's own, because even without weight a row that is not finite makes the step bad
             positions = np.array([step % self.cut.steps_per_epoch * self.cut.batch_size], np.int64)
-        indices = order[positions]
-        keys = self.keys[indices]
-        draws = self.assembler.images.draw(self.shuffle.seed, epoch, keys)
+        indices, keys = order.indices[positions], order.draw_keys(positions, self.keys)
+        draws = self.assembler.images.draw(self.sampler.seed, epoch, keys)
         params = None if self.draw_params is None else self.draw_params(epoch, keys)
         made = self.assembler.make(indices, draws, positions, params)
         batch = replace(made.batch, total=float(size) if self.cut.world_size > 1 else None)

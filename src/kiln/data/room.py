@@ -7,6 +7,8 @@ import json
 import os
 import re
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -82,18 +84,32 @@ def _in_use(folder: Path) -> bool:
     return False
 
 
-def make_room(needed: int, limit: int, *, keep: Path) -> bool:
-    """Remove unused caches until `needed` more bytes stay within `limit`; False when that cannot be."""
-    there = [entry for entry in entries() if entry.folder != keep]
+def reserve(folder: Path, needed: int, limit: int) -> int:
+    """Make room for a cache: remove unused others, the longest unused first, until it fits or none is left.
+
+    Args:
+        folder: of the cache, which may be there already.
+        needed: bytes it would take.
+        limit: bytes that all caches together may take.
+    Returns: how many bytes it may take, at most `needed`; less where others that are in use leave no more.
+    """
+    there = [entry for entry in entries() if entry.folder != folder]
     held = sum(entry.num_bytes for entry in there)
     free = [entry for entry in there if not entry.in_use]
-    if needed + held - sum(entry.num_bytes for entry in free) > limit:
-        return False
-    while needed + held > limit:
+    while needed + held > limit and free:
         entry = free.pop(0)
         shutil.rmtree(entry.folder, ignore_errors=True)
         held -= entry.num_bytes
-    return True
+    return max(0, min(needed, limit - held))
+
+
+@contextmanager
+def locked() -> Iterator[None]:
+    """No other process reserves room meanwhile."""
+    root().mkdir(parents=True, exist_ok=True, mode=0o700)
+    with (root() / ".lock").open("a") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
 
 
 def clear() -> list[Entry]:
@@ -101,6 +117,4 @@ def clear() -> list[Entry]:
     removed = [entry for entry in entries() if not entry.in_use]
     for entry in removed:
         shutil.rmtree(entry.folder, ignore_errors=True)
-    for leftover in root().glob(".tmp-*"):
-        shutil.rmtree(leftover, ignore_errors=True)
     return removed

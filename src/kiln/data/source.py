@@ -89,6 +89,11 @@ class Source:
         """Bytes of one sample as stored; 0 where only reading would tell."""
         return self._entries[index].size
 
+    def identity_of(self, index: int) -> str:
+        """Changes with the bytes of one sample: its size and time or checksum; where neither is known, the source's."""
+        size, identity = self._entries[index]
+        return f"{size} {identity}" if identity else self.fingerprint
+
     def require_labels(self) -> None:
         """For tasks in which each sample has a label.
 

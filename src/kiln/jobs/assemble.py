@@ -10,10 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from kiln.augment import Light, OnDevice
-from kiln.data.images import ContractImages, RandomCropImages
-from kiln.data.loader import Assembler, BadFiles, TrainLoader, evaluation_batches
-from kiln.data.sampler import Cut, Shuffle
+from kiln.augment import OnDevice
+from kiln.data.images import Images
+from kiln.data.loader import Assembler, BadFiles, evaluation_batches
 from kiln.engine.evaluate import collect_outputs
 from kiln.engine.fit import Timetable
 from kiln.engine.state import State, Tracker
@@ -21,19 +20,18 @@ from kiln.engine.step import Step
 from kiln.engine.strategy import Strategy
 from kiln.engine.supervised import supervised
 from kiln.errors import DataError, UsageError
+from kiln.jobs.batches import assemble_batches
 from kiln.jobs.intake import Intake
-from kiln.jobs.pixel_form import training_source
 from kiln.jobs.resolve import Settings
 from kiln.metrics import Metric
-from kiln.models.create import Created, create_model
-from kiln.models.normalize import Normalized, normalize
+from kiln.models.create import Created
+from kiln.models.normalize import Normalized
 from kiln.models.outputs import main_and_auxiliary
 from kiln.names import LOSSES, OPTIMIZERS, SCHEDULES, STRATEGIES, resolve
 from kiln.optim.averages import Ema
 from kiln.optim.groups import check_groups, parameter_groups
 from kiln.optim.schedules import Schedule, with_warmup
 from kiln.pixels import PixelContract
-from kiln.random import keys_of
 from kiln.recipe.duration import Duration
 from kiln.runtimes import BATCH_SIZE
 
@@ -53,17 +51,6 @@ class Training:
     bad_files: BadFiles
     validator: Validator | None
     strategy: Strategy
-
-
-@dataclass
-class Pipeline:
-    """What a training sees: its batches, and what is needed to read them."""
-
-    batches: OnDevice
-    loader: TrainLoader
-    created: Created
-    contract: PixelContract
-    bad_files: BadFiles
 
 
 def make_strategy(settings: Settings) -> Strategy:
@@ -95,7 +82,9 @@ def assemble(settings: Settings, intake: Intake, strategy: Strategy, *, resuming
     _check_monitor(settings, intake)
     if len(intake.split.val):
         state.tracker = tracker
-        validator = Validator(intake, contract, created, bad_files, strategy, skip_bad=skip_bad, workers=workers)
+        validator = Validator(
+            intake, pipeline.validation, created, bad_files, strategy, skip_bad=skip_bad, workers=workers
+        )
     step = _step(settings, intake, strategy, device)
     schedule = _schedule(settings, total_steps, steps_per_epoch)
     _read_elsewhere(settings)
@@ -115,17 +104,6 @@ def assemble(settings: Settings, intake: Intake, strategy: Strategy, *, resuming
     )
 
 
-def assemble_batches(settings: Settings, intake: Intake, strategy: Strategy, *, resuming: bool = False) -> Pipeline:
-    """Build the batches of a training without what learns from them; arguments and errors as for `assemble`."""
-    device = torch.device(settings["run.device"])
-    created = _created(settings, intake, resuming)
-    contract = _contract(settings, created)
-    bad_files = BadFiles(intake.source.keys, limit=settings["data.max_bad_fraction"] * len(intake.split.train))
-    loader = _batches(settings, intake, contract, bad_files, strategy)
-    batches = OnDevice(loader, _flips(settings, intake), device=device, normalize=_normalizer(created, intake, device))
-    return Pipeline(batches=batches, loader=loader, created=created, contract=contract, bad_files=bad_files)
-
-
 def wrap_for_processes(training: Training) -> None:
     """Put the strategy's wrapper around the model. Call after a checkpoint was loaded: the wrapper shares the weights."""
     state, first = training.state, training.batches.at(0)
@@ -143,7 +121,7 @@ class Validator:
     def __init__(
         self,
         intake: Intake,
-        contract: PixelContract,
+        images: Images,
         created: Created,
         bad_files: BadFiles,
         strategy: Strategy,
@@ -153,7 +131,7 @@ class Validator:
     ) -> None:
         self._intake, self._created, self._strategy = intake, created, strategy
         self._bad_files, self._skip_bad, self._workers = bad_files, skip_bad, workers
-        self._assembler = Assembler(ContractImages(intake.source, contract), intake.targets)
+        self._assembler = Assembler(images, intake.targets)
 
     def __call__(self, state: State) -> Mapping[str, Metric]:
         """Metrics of the weights that would ship. Each sample counts once."""
@@ -183,45 +161,6 @@ def uint8_forward(
     return Normalized(model, created.spec.mean, created.spec.std).to(device).eval()
 
 
-def _created(settings: Settings, intake: Intake, resuming: bool) -> Created:
-    asked, weights = settings["model.img_size"], settings["model.weights"]
-    created = create_model(
-        settings["model.name"],
-        num_classes=intake.task.num_outputs(intake.classes),
-        channels=settings["data.channels"],
-        img_size=None if asked == "auto" else asked,
-        weights="none" if resuming else weights,
-        drop=settings["model.drop"],
-        drop_path=settings["model.drop_path"],
-        kwargs=settings["model.kwargs"],
-        seed=settings["training.seed"],
-        classes=intake.classes,
-    )
-    if asked == "auto":
-        settings.decide("model.img_size", created.spec.img_size, f"{created.spec.name} was made for it")
-    return created
-
-
-def _contract(settings: Settings, created: Created) -> PixelContract:
-    spec = created.spec
-    return PixelContract(
-        height=spec.img_size,
-        width=spec.img_size,
-        channels=spec.channels,
-        resize=settings["data.resize"],
-        interpolation=spec.interpolation,
-        crop_fraction=spec.crop_fraction,
-        max_pixels=settings["data.max_pixels"],
-    )
-
-
-def _normalizer(created: Created, intake: Intake, device: torch.device) -> Callable[[Tensor], Tensor] | None:
-    if intake.source.transformed:
-        return None
-    mean, std = (torch.tensor(values, device=device).view(-1, 1, 1) for values in (created.spec.mean, created.spec.std))
-    return lambda images: normalize(images, mean, std)
-
-
 def _memory_format(name: str) -> torch.memory_format:
     return torch.channels_last if name == "channels_last" else torch.contiguous_format
 
@@ -233,49 +172,6 @@ def _set_determinism(level: str) -> None:
     if torch.backends.cudnn.is_available():
         torch.backends.cudnn.deterministic = strict
         torch.backends.cudnn.benchmark = not strict
-
-
-def _augments(settings: Settings, intake: Intake) -> bool:
-    return settings["augment.policy"] == "light" and not intake.source.transformed
-
-
-def _flips(settings: Settings, intake: Intake) -> Light | None:
-    flips = Light(hflip=settings["augment.hflip"], vflip=settings["augment.vflip"])
-    return flips if _augments(settings, intake) else None
-
-
-def _batches(
-    settings: Settings, intake: Intake, contract: PixelContract, bad_files: BadFiles, strategy: Strategy
-) -> TrainLoader:
-    source, train, seed = intake.source, intake.split.train, settings["training.seed"]
-    scale, ratio = settings["augment.crop_scale"], settings["augment.crop_ratio"]
-    cropped = RandomCropImages(training_source(settings, intake, contract), contract, scale=scale, ratio=ratio)
-    images = cropped if _augments(settings, intake) else ContractImages(source, contract)
-    flips = _flips(settings, intake)
-    keys = keys_of(source.keys)
-    cut = Cut(
-        num_samples=len(train),
-        batch_size=settings["training.batch_size"],
-        drop_last=settings["training.drop_last"],
-        rank=strategy.rank,
-        world_size=strategy.world_size,
-    )
-    if cut.steps_per_epoch == 0:
-        raise UsageError(
-            "E103",
-            f"training.batch_size = {cut.batch_size} is more than the {len(train)} training samples, and drop_last is on",
-            hint="a smaller --batch-size, or --set training.drop_last=false",
-        )
-    return TrainLoader(
-        Assembler(images, intake.targets),
-        Shuffle(train, keys[train], seed=seed),
-        cut,
-        keys=keys,
-        bad_files=bad_files,
-        draw_params=None if flips is None else lambda epoch, of: flips.draw(seed, epoch, of),
-        workers=settings["data.workers"],
-        ahead=settings["data.prefetch"],
-    )
 
 
 def _optimizer(settings: Settings, model: nn.Module) -> torch.optim.Optimizer:

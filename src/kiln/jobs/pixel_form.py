@@ -1,50 +1,103 @@
-"""What training crops from: the files, or reduced copies that are made once and kept."""
+"""What training crops from: the files, reduced copies that are made once, or the contract's own images; and what is kept."""
 
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
+
+import numpy as np
+import psutil
 
 from kiln.data import room
-from kiln.data.cache import StoredForm, StoredSource, open_store, stored_shapes
+from kiln.data.cache import ContractForm, FileForm, Form, StoredForm, StoredSource, bytes_needed, open_store
+from kiln.data.images import ContractImages, Images, KeptImages, PaddedCropImages, RandomCropImages
 from kiln.data.source import Source
-from kiln.jobs.intake import Intake
-from kiln.jobs.resolve import Settings, sample_headers
-from kiln.pixels import PixelContract
+from kiln.jobs.intake import Indices, Intake
+from kiln.jobs.resolve import SMALL_PX, Settings, sample_headers
+from kiln.pixels import Header, PixelContract
 
 LARGEST_STORED_BYTES = 20 * 10**9
-"""A training set whose reduced copies would take more is cropped from its files."""
+"""A training set whose reduced copies would take more is kept as JPEG, or cropped from its files. A constant, and not
+what the disk has room for, because the same recipe must be the same training on every machine."""
+JPEG_SHARE = 0.12
+"""About what a JPEG of quality 90 takes of the pixels' bytes."""
+QUALITY = 90
+MEMORY_SHARE = 0.5
 
 
-def training_source(settings: Settings, intake: Intake, contract: PixelContract) -> Source | StoredSource:
-    """The source that training reads, in the pixel form that the recipe or the stated rule says.
+@dataclass(frozen=True)
+class ImagesOf:
+    """The images that training sees, and those that validation sees."""
 
-    The rule looks at the data alone, so that the same recipe is the same training on every machine. Whether the copies
-    are kept is a question of room, and changes no byte of what the model sees.
+    training: Images
+    validation: ContractImages | KeptImages
+
+
+def images_of(settings: Settings, intake: Intake, contract: PixelContract) -> ImagesOf:
+    """The images that training sees, in the pixel form that the recipe or a stated rule says, and validation's.
+
+    The rules look at the data and the recipe alone, so that the same recipe is the same training on every machine.
+    Whether copies are kept is a question of room, and changes no byte of what the model sees.
     """
+    source, train, val = intake.source, intake.split.train, intake.split.val
+    headers = sample_headers(source, train) if source.has_headers else []
+    crop = _crop(settings, intake, headers, contract)
+    scale, ratio, padding = (settings[f"augment.crop_{name}"] for name in ("scale", "ratio", "padding"))
+    form = _pixel_form(settings, intake, headers, contract, crop)
+    _settle_cache(settings, form)
+    if crop == "resized":
+        cropped = source if form is None else _kept(settings, source, train, form, what="training")
+        training = RandomCropImages(cropped, contract, scale=scale, ratio=ratio)
+        return ImagesOf(training, _contract_images(settings, source, contract, val, what="validation"))
+    both = np.concatenate([train, val])
+    plain = _contract_images(settings, source, contract, both, what="training and validation")
+    if crop == "none":
+        return ImagesOf(plain, plain)
+    return ImagesOf(PaddedCropImages(plain, max(1, round(padding * contract.height))), plain)
+
+
+def _contract_images(
+    settings: Settings, source: Source, contract: PixelContract, indices: Indices, *, what: str
+) -> ContractImages | KeptImages:
+    """The contract's own images of some samples, kept if there is room."""
+    if settings["data.cache"] == "off" or not source.has_headers or not len(indices):
+        return ContractImages(source, contract)
+    kept = _kept(settings, source, indices, ContractForm(contract), what=what)
+    return KeptImages(kept, contract) if kept.store is not None else ContractImages(source, contract)
+
+
+def _crop(settings: Settings, intake: Intake, headers: list[Header], contract: PixelContract) -> str:
+    """How training images are cropped: `none`, `resized` or `padded`."""
+    plain = settings["augment.policy"] == "none" or intake.source.transformed
+    if settings.asks("augment.crop"):
+        fits = headers and all((h.height, h.width) == (contract.height, contract.width) for h in headers)
+        if plain:
+            settings.decide("augment.crop", "none", "there is no augmentation")
+        elif fits and contract.height <= SMALL_PX:
+            settings.decide("augment.crop", "padded", f"small images that are all {contract.height} px already")
+        else:
+            settings.decide("augment.crop", "resized", "the usual for photos")
+    return "none" if plain else settings["augment.crop"]
+
+
+def _pixel_form(
+    settings: Settings, intake: Intake, headers: list[Header], contract: PixelContract, crop: str
+) -> Form | None:
+    """What is cropped from: a stored form, the file's bytes kept, or None for the file itself."""
     form = _stored_form(settings, contract)
-    source, train = intake.source, intake.split.train
     if settings.asks("data.pixel_form"):
-        settings.decide("data.pixel_form", *_rule(settings, intake, form))
-    stored = settings["data.pixel_form"] == "stored"
-    if settings.asks("data.cache"):
-        settings.decide(
-            "data.cache", "disk" if stored else "off", "copies are kept" if stored else "there are no copies"
-        )
-    if settings.asks("data.cache_size"):
-        settings.decide("data.cache_size", f"{room.budget('auto')}B", "a tenth of what the disk has for caches")
-    keeps, limit = settings["data.cache"] != "off", room.parse_size(settings["data.cache_size"])
-    if not stored:
-        return source
-    shapes = stored_shapes(source, train.tolist(), form)
-    store = open_store(source, shapes, form, limit_bytes=limit) if keeps else None
-    if keeps and store is None:
-        settings.reasons["data.cache"] = (
-            "no room for it: each image is decoded in every epoch (--cache-size, kiln cache clear)"
-        )
-    elif store is not None:
-        size = f"{store.num_bytes / 1e6:,.0f} MB"
-        settings.reasons["data.cache"] = f"{size} in {store.folder}, {store.filled():.0%} there already"
-    return StoredSource(source, form, store)
+        value, reason = _rule(settings, intake, headers, form, crop)
+        settings.decide("data.pixel_form", value, reason)
+    total = len(intake.split.train) * _mean_bytes(headers, form)
+    if settings.asks("data.stored_jpeg"):
+        if total > LARGEST_STORED_BYTES:
+            settings.decide("data.stored_jpeg", QUALITY, f"their pixels would take {total / 1e9:,.0f} GB")
+        else:
+            settings.decide("data.stored_jpeg", 0, "their pixels fit")
+    quality = settings["data.stored_jpeg"]
+    if settings["data.pixel_form"] == "stored" and crop == "resized":
+        return StoredForm(form.px, form.channels, form.interpolation, form.max_pixels, quality or None)
+    return FileForm() if settings["data.cache"] in ("memory", "disk") and crop == "resized" and headers else None
 
 
 def _stored_form(settings: Settings, contract: PixelContract) -> StoredForm:
@@ -52,22 +105,56 @@ def _stored_form(settings: Settings, contract: PixelContract) -> StoredForm:
         smallest = settings["augment.crop_scale"][0]
         px = min(math.ceil(contract.height / math.sqrt(smallest)), 2 * contract.height)
         settings.decide("data.stored_px", px, f"a crop of {smallest:.0%} of the area still has {contract.height} px")
-    return StoredForm(
-        px=settings["data.stored_px"],
-        channels=contract.channels,
-        interpolation=contract.interpolation,
-        max_pixels=contract.max_pixels,
-    )
+    px = settings["data.stored_px"]
+    return StoredForm(px, contract.channels, contract.interpolation, contract.max_pixels)
 
 
-def _rule(settings: Settings, intake: Intake, form: StoredForm) -> tuple[str, str]:
-    if settings["augment.policy"] == "none":
-        return "original", "without crops, training sees the contract's own image"
-    headers = sample_headers(intake.source, intake.split.train) if intake.source.has_headers else []
+def _rule(settings: Settings, intake: Intake, headers: list[Header], form: StoredForm, crop: str) -> tuple[str, str]:
+    if crop != "resized":
+        return "original", "training sees the contract's own image" + (", moved a little" if crop == "padded" else "")
     if not headers:
         return "original", "the data are no image files"
-    shapes = [form.shape_of(header) for header in headers]
-    total = len(intake.split.train) * sum(math.prod(shape) for shape in shapes) / len(shapes)
-    if total > LARGEST_STORED_BYTES:
+    total, most = len(intake.split.train) * _mean_bytes(headers, form), LARGEST_STORED_BYTES
+    if total > most and (JPEG_SHARE * total > most or form.channels not in (1, 3)):
         return "original", f"reduced copies would take {total / 1e9:,.0f} GB"
-    return "stored", f"copies of {form.px} px, decoded once, take about {total / 1e6:,.0f} MB"
+    size = f"{total / 1e6:,.0f} MB" if total <= most else f"{JPEG_SHARE * total / 1e9:,.0f} GB as JPEG"
+    return "stored", f"copies of {form.px} px, decoded once, take about {size}"
+
+
+def _mean_bytes(headers: list[Header], form: StoredForm) -> float:
+    return sum(form.bytes_of(header) or 0 for header in headers) / len(headers) if headers else 0.0
+
+
+def _settle_cache(settings: Settings, form: Form | None) -> None:
+    if settings.asks("data.cache"):
+        plain_files = (
+            form is None and settings["data.pixel_form"] == "original" and settings["augment.crop"] == "resized"
+        )
+        reason = "for validation; training crops from the files" if plain_files else "what is made once is kept"
+        settings.decide("data.cache", "disk", reason)
+    settings["data.cache_size"]  # without effect only where the cache is off, which may have been decided elsewhere
+    if settings.asks("data.cache_size"):
+        if settings["data.cache"] in ("memory", "device"):
+            half = int(MEMORY_SHARE * psutil.virtual_memory().available)
+            settings.decide("data.cache_size", f"{half}B", "half of the memory that is free")
+        else:
+            settings.decide("data.cache_size", f"{room.budget('auto')}B", "a tenth of what the disk has for caches")
+
+
+def _kept(settings: Settings, source: Source, indices: Indices, form: Form, *, what: str) -> StoredSource:
+    """The source in a form, kept where the settings say and as far as there is room."""
+    tier, limit = settings["data.cache"], room.parse_size(settings["data.cache_size"])
+    if tier == "off":
+        return StoredSource(source, form, None)
+    needed = bytes_needed(source, form, sample_headers(source, indices), indices.tolist())
+    store = open_store(source, form, tier="disk" if tier == "disk" else "memory", needed=needed, limit_bytes=limit)
+    if store is None:
+        note = f"{what}: no room for it: each image is made in every epoch (--cache-size, kiln cache clear)"
+    else:
+        place = getattr(store.log, "folder", "memory")
+        there = store.filled_of(indices)
+        part = "" if len(store.log.data) >= needed else f", room for {len(store.log.data) / needed:.0%}"
+        note = f"{what}: {needed / 1e6:,.0f} MB in {place}, {there:.0%} there already{part}"
+    before = settings.reasons.get("data.cache", "")
+    settings.reasons["data.cache"] = f"{before}; {note}" if before else note
+    return StoredSource(source, form, store)

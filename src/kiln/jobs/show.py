@@ -20,7 +20,7 @@ from kiln.data.storage import counted
 from kiln.engine.strategy import Single
 from kiln.errors import DataError, UsageError
 from kiln.jobs.asked import Asked, asked_for
-from kiln.jobs.assemble import Pipeline, assemble_batches
+from kiln.jobs.batches import Pipeline, assemble_batches
 from kiln.jobs.intake import Intake, stem_of, take_in
 from kiln.jobs.recorded import changes_of, recorded_settings
 from kiln.jobs.resolve import Settings, resolve

@@ -51,6 +51,23 @@ def _if_positive(convert: Callable[[str], str | None]) -> Callable[[str], str | 
 _OPTIMIZERS = _one_of({"auto": "adamw", "momentum": "sgd", "adamw": "adamw", "sgd": "sgd"})
 _SCHEDULES = _one_of({"cosineannealinglr": "cosine", "cosine": "cosine", "none": "constant"})
 _MONITORS = _one_of({"top1": "accuracy", "acc1": "accuracy", "eval_top1": "accuracy"})
+_AUGMENTS = _one_of(
+    {
+        **{"ta_wide": "trivial", "trivialaugment": "trivial", "original": "autoaugment(imagenet)"},
+        **{
+            "randaugment": "rand(2,9)",
+            "rand-m9-mstd0.5-inc1": "rand(2,9)",
+            "rand-m7-mstd0.5": "rand(2,7)",
+            "ra": "rand(2,9)",
+        },
+        **{
+            "autoaugment": "autoaugment(imagenet)",
+            "imagenet": "autoaugment(imagenet)",
+            "cifar10": "autoaugment(cifar10)",
+        },
+        **dict.fromkeys(OFF, None),
+    }
+)
 _DEVICES = _one_of({"0": "cuda", "": "auto", "-1": "auto", "none": "auto"})
 _BATCHES = _one_of({"-1": "auto"})
 
@@ -75,6 +92,17 @@ MAPPED: dict[str, Alias] = {
     "vflip": Alias("augment.vflip"),
     "fliplr": Alias("augment.hflip"),
     "flipud": Alias("augment.vflip"),
+    "mixup-alpha": Alias("augment.mixup"),
+    "cutmix-alpha": Alias("augment.cutmix"),
+    "mixup-prob": Alias("augment.mix_prob"),
+    "aa": Alias("augment.policy", _AUGMENTS),
+    "auto-augment": Alias("augment.policy", _AUGMENTS),
+    "augment": Alias("augment.policy", _AUGMENTS),
+    "aug-repeats": Alias("data.repeats", _if_positive(lambda text: "1" if text == "0" else text)),
+    "ra-reps": Alias("data.repeats"),
+    "fraction": Alias("data.train_fraction"),
+    "mean": Alias("model.mean", num_values=3),
+    "std": Alias("model.std", num_values=3),
     "no-aug": Alias("augment.policy", _switch("none", None), bare="true"),
     "lr0": Alias("optim.lr"),
     "learning-rate": Alias("optim.lr"),
@@ -109,7 +137,7 @@ OWN_VALUES: dict[str, Callable[[str], str | None]] = {
     "optim.name": _OPTIMIZERS,
     "schedule.name": _SCHEDULES,
     "run.device": _DEVICES,
-    "data.cache": _one_of({"ram": "disk", **dict.fromkeys(ON, "disk"), **dict.fromkeys(OFF, "off")}),
+    "data.cache": _one_of({"ram": "memory", **dict.fromkeys(ON, "disk"), **dict.fromkeys(OFF, "off")}),
     "training.batch_size": _BATCHES,
     "model.weights": _switch("pretrained", "none"),
 }
@@ -124,8 +152,10 @@ REPLACED = {
     "min-lr": "--set schedule.min_lr_fraction=0.01, a share of the peak rate",
     "lr-min": "--set schedule.min_lr_fraction=0.01, a share of the peak rate",
     "input-size": "--img-size and --channels",
-    "mean": "leave it out: the model's own normalisation is used",
-    "std": "leave it out: the model's own normalisation is used",
+    "reprob": "--aug standard erases a rectangle in a quarter of the images",
+    "random-erase": "--aug standard erases a rectangle in a quarter of the images",
+    "erasing": "--aug standard erases a rectangle in a quarter of the images",
+    "color-jitter": "--aug standard varies light and colour",
     "interpolation": "leave it out: the model's own interpolation is used",
     "crop-pct": "leave it out: the model's own crop is used",
     "model-kwargs": "--set model.kwargs.NAME=VALUE",
@@ -133,12 +163,11 @@ REPLACED = {
     "accumulate": "the whole batch as --batch-size, and --micro-batch-size for what passes at once",
 }
 _NOT_YET = """
-mixup mixup-alpha mixup-prob mixup-mode mixup-off-epoch cutmix cutmix-alpha cutmix-minmax reprob remode
-recount random-erase erasing aa auto-augment augment color-jitter color-jitter-prob grayscale-prob hsv-h hsv-s
-hsv-v degrees translate shear perspective mosaic copy-paste bgr aug-repeats aug-splits ra-sampler ra-reps
+mixup-mode mixup-off-epoch cutmix-minmax remode recount color-jitter-prob grayscale-prob hsv-h hsv-s
+hsv-v degrees translate shear perspective mosaic copy-paste bgr aug-splits ra-sampler
 jsd-loss layer-decay sync-bn split-bn dist-bn freeze freeze-layers compile torchcompile torchscript drop-block
 decay-rate decay-epochs decay-milestones cooldown-epochs lr-step-size lr-gamma lr-cycle-mul warmup-momentum
-warmup-bias-lr layer-decay-min-scale kd-model-name distill-model tta time fraction multi-scale nbs
+warmup-bias-lr layer-decay-min-scale kd-model-name distill-model tta time multi-scale nbs
 class-weights exist-ok
 """
 NOT_YET = frozenset(_NOT_YET.split())

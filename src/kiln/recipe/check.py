@@ -78,6 +78,9 @@ def _listed(field: Field, value: Any) -> Any:
     """YAML has lists, recipes have tuples; a single value stands for a list of one."""
     if not field.is_list:
         return value
+    only = value[0] if isinstance(value, (list, tuple)) and len(value) == 1 else value
+    if isinstance(only, str) and only in field.words:
+        return only
     return tuple(value) if isinstance(value, (list, tuple)) else (value,)
 
 

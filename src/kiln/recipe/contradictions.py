@@ -10,15 +10,18 @@ from kiln.recipe.duration import Duration
 
 # field -> (the field that decides, the values under which the first has an effect)
 EFFECTIVE_ONLY = {
-    "augment.crop_scale": ("augment.policy", ("light",)),
-    "augment.crop_ratio": ("augment.policy", ("light",)),
-    "augment.hflip": ("augment.policy", ("light",)),
-    "augment.vflip": ("augment.policy", ("light",)),
+    "augment.crop_padding": ("augment.crop", ("auto", "padded")),
+    "augment.crop_scale": ("augment.crop", ("auto", "resized")),
+    "augment.crop_ratio": ("augment.crop", ("auto", "resized")),
+    "data.sample_weights": ("data.sampler", ("weighted",)),
     "optim.momentum": ("optim.name", ("sgd",)),
     "optim.betas": ("optim.name", ("adamw",)),
     "optim.eps": ("optim.name", ("adamw",)),
     "schedule.min_lr_fraction": ("schedule.name", ("cosine",)),
 }
+WITHOUT_POLICY = tuple(
+    f"augment.{name}" for name in ("crop", "crop_scale", "crop_ratio", "crop_padding", "hflip", "vflip")
+)
 POSITIVE = ("training.epochs", "training.eval_every", "training.patience", "checkpoint.every")
 RISING = ("augment.crop_scale", "augment.crop_ratio")
 
@@ -44,6 +47,17 @@ def _without_effect(values: Mapping[str, Any], defaults: Mapping[str, Any]) -> I
         if values[name] != defaults[name] and decided not in effective and ":" not in decided:
             what = f"{name} = {values[name]!r} has no effect with {decider} = {decided!r}"
             yield Problem("E103", what, expected=f"{decider} = {' or '.join(effective)}, or no {name}")
+    if values["augment.policy"] == "none":
+        for name in WITHOUT_POLICY:
+            if values[name] != defaults[name]:
+                what = f"{name} = {values[name]!r} has no effect with augment.policy = 'none'"
+                yield Problem("E103", what, expected=f"another augment.policy, or no {name}")
+    if (
+        values["augment.mix_prob"] != defaults["augment.mix_prob"]
+        and not values["augment.mixup"] + values["augment.cutmix"]
+    ):
+        what = f"augment.mix_prob = {values['augment.mix_prob']} has no effect without augment.mixup or augment.cutmix"
+        yield Problem("E103", what, expected="augment.mixup or augment.cutmix above 0")
 
 
 def _empty(values: Mapping[str, Any]) -> Iterator[Problem]:

@@ -48,6 +48,12 @@ class Field:
         return any(_bare(part) is kind for part in _alternatives(self.annotation))
 
     @property
+    def words(self) -> tuple[str, ...]:
+        """Words that may stand for a value, such as `auto`."""
+        literals = (part for part in _alternatives(self.annotation) if get_origin(part) is Literal)
+        return tuple(word for part in literals for word in get_args(part))
+
+    @property
     def is_list(self) -> bool:
         """Whether the field holds several values."""
         return any(get_origin(_bare(part)) is tuple for part in _alternatives(self.annotation))

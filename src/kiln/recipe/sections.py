@@ -86,7 +86,9 @@ class Data(Section):
         None, "Table that says which samples to drop, relabel, move or hold together, as `kiln check` writes it."
     )
     val_fraction: ShareBelowOne = option(0.15, "Share of the training samples to validate on, if none are set apart.")
-    test_fraction: ShareBelowOne = option(0.0, "Share of the training samples to set apart for the final test; 0 sets none apart.")
+    test_fraction: ShareBelowOne = option(
+        0.0, "Share of the training samples to set apart for the final test; 0 sets none apart."
+    )
     bad_files: Literal["error", "skip"] = option(
         "error", "An unreadable validation or test file: stop, or skip and count it (in training its weight is 0)."
     )
@@ -104,10 +106,14 @@ class Data(Section):
         "auto", "JPEG quality of the reduced copy; 0 keeps its pixels, auto does while they take at most 20 GB."
     )
     cache: Literal["auto", "off", "memory", "disk", "device"] = option(
-        "auto", "Where images that were made once are kept: disk (for later runs too), memory, device, or off.", how=True
+        "auto",
+        "Where images that were made once are kept: disk (for later runs too), memory, device, or off.",
+        how=True,
     )
     cache_size: str = option(
-        "auto", "Bytes that all caches may take, such as 20GB; auto is a tenth of the disk, or half of memory.", how=True
+        "auto",
+        "Bytes that all caches may take, such as 20GB; auto is a tenth of the disk, or half of memory.",
+        how=True,
     )
     sampler: str = option(
         "shuffle", "Order of training samples: shuffle, sequential, weighted, balanced, or module:name."
@@ -131,10 +137,11 @@ class Model(Section):
     weights: str = option("none", "Weights to start from: none, pretrained, a file, or hf-hub:NAME.")
     img_size: Auto | PositiveInt = option("auto", "Side of the square image that the model sees, in pixels.")
     mean: Literal["auto", "train"] | tuple[float, ...] = option(
-        "auto", "Mean of each channel (0 to 1) that is taken off: the model's, measured on the training images, or given."
+        "auto",
+        "Mean of each channel, 0 to 1: the model's (auto), measured on training images (train), or given.",
     )
     std: Literal["auto", "train"] | tuple[PositiveFloat, ...] = option(
-        "auto", "Standard deviation of each channel that is divided by: the model's, measured (train), or given."
+        "auto", "Standard deviation of each channel: the model's (auto), measured (train), or given."
     )
     drop: ShareBelowOne = option(0.0, "Dropout probability before the classifier.")
     drop_path: ShareBelowOne = option(0.0, "Probability of dropping a residual branch (stochastic depth).")
@@ -155,9 +162,9 @@ class Augment(Section):
     """How training images are varied."""
 
     policy: str = option(
-        "light", "How much: none, light (crops and flips), standard, strong, trivial, rand(n,m), autoaugment(imagenet)."
+        "light", "How much: none, light (crop and flip), standard, strong, trivial, rand(n,m), autoaugment(NAME)."
     )
-    crop: Literal["auto", "resized", "padded"] = option(
+    crop: Literal["auto", "resized", "padded", "none"] = option(
         "auto", "Random crop: resized to the model's size, or of that size out of the image with a border (padded)."
     )
     crop_padding: ShareBelowOne = option(0.125, "Width of the border of padded crops, as share of the image's side.")

@@ -32,6 +32,7 @@ class Task(Protocol):
     ) -> NDArray[Any]: ...
     def strata(self, labels: Sequence[str]) -> tuple[str, ...]: ...  # noqa: D102
     def num_outputs(self, classes: Sequence[str]) -> int: ...  # noqa: D102
+    def soften(self, targets: Any, num_outputs: int) -> Any: ...  # noqa: D102
     def default_loss(self, *, smoothing: float = 0.0) -> Any: ...  # noqa: D102
     def probabilities(self, logits: NDArray) -> NDArray[np.float64]: ...  # noqa: D102
     def metrics(  # noqa: D102

@@ -17,7 +17,7 @@ from kiln.tasks.prediction import Prediction, likeliest
 from kiln.tasks.scoring import counted, score, table_row
 
 if TYPE_CHECKING:
-    from torch import nn
+    from torch import Tensor, nn
 
 
 @dataclass(frozen=True)
@@ -68,6 +68,12 @@ class Classification:
     def num_outputs(self, classes: Sequence[str]) -> int:
         """The width of the model's head."""
         return len(classes)
+
+    def soften(self, targets: Tensor, num_outputs: int) -> Tensor:
+        """Class indices (B,) as one-hot rows (B, K) float32, which can be mixed."""
+        from torch.nn.functional import one_hot
+
+        return one_hot(targets, num_outputs).float()
 
     def default_loss(self, *, smoothing: float = 0.0) -> nn.Module:
         """Softmax cross entropy."""

@@ -18,7 +18,7 @@ from kiln.tasks.prediction import Prediction, likeliest
 from kiln.tasks.scoring import counted, score, table_row
 
 if TYPE_CHECKING:
-    from torch import nn
+    from torch import Tensor, nn
 
 
 @dataclass(frozen=True)
@@ -89,6 +89,10 @@ class Multilabel:
     def num_outputs(self, classes: Sequence[str]) -> int:
         """The width of the model's head."""
         return len(classes)
+
+    def soften(self, targets: Tensor, num_outputs: int) -> Tensor:  # noqa: ARG002 - they are rows already
+        """Rows (B, K) of 0 and 1 as float32, which can be mixed."""
+        return targets.float()
 
     def default_loss(self, *, smoothing: float = 0.0) -> nn.Module:
         """Sigmoid cross entropy, averaged over the labels."""

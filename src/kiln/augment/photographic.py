@@ -1,0 +1,264 @@
+"""Flips, one warp, colour, erasing: the policies `light`, `standard` and `strong`, which differ in numbers only."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from kiln.augment.chunks import for_each, pieces_of
+from kiln.augment.color import add_noise, adjust_gamma, adjust_hue, apply_color, color_matrix
+from kiln.augment.erasing import boxes, erase_
+from kiln.augment.filters import gaussian_blur
+from kiln.augment.geometry import affine_matrix, compose, flip, flip_matrix, moves, perspective_matrix, warp
+from kiln.augment.normalized import Output, normalize_levels
+from kiln.augment.values import check_images
+from kiln.random import Purpose, uniform
+
+Params = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Light:
+    """Random mirroring, each direction with its own probability."""
+
+    hflip: float = 0.5
+    vflip: float = 0.0
+
+    def draw(self, seed: int, epoch: int, keys: NDArray[np.uint64]) -> Params:
+        """(B, 2) in [0, 1): pure functions of (seed, epoch, sample). `keys` is (B,) uint64."""
+        return uniform(seed, Purpose.FLIP, epoch=epoch, sample=keys, num_draws=2)
+
+    def __call__(
+        self,
+        images: Tensor,
+        params: Params,
+        *,
+        mean: Tensor | None = None,
+        std: Tensor | None = None,
+        dtype: torch.dtype = torch.float32,
+    ) -> Tensor:
+        """Mirror (B, C, H, W) images by what was drawn for them; normalise them when `mean` and `std` are given."""
+        across, down = (torch.from_numpy(mask).to(images.device) for mask in mirrored(self, params))
+        if mean is None and std is None:
+            return flips(images, across, down)
+        output = Output(mean, std, dtype)
+        out = output.empty_like(images)
+
+        def work(rows: slice) -> None:
+            normalize_levels(flips(images[rows], across[rows], down[rows]), output, out[rows])
+
+        for_each(work, pieces_of(images))
+        return out
+
+
+def mirrored(policy: Light | WarpColorErase, params: Params) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+    """Who is mirrored left to right, and top to bottom, by the first two columns of what was drawn."""
+    return params[:, 0] < policy.hflip, params[:, 1] < policy.vflip
+
+
+def flips(images: Tensor, across: Tensor, down: Tensor) -> Tensor:
+    """Mirror the images that each mask (B,) names; the images themselves when there are none."""
+    for mask, dim in ((across, -1), (down, -2)):
+        if mask.device.type != "cpu" or bool(mask.any()):
+            images = flip(images, mask, dim=dim)
+    return images
+
+
+COLUMNS = {
+    "flips": slice(0, 2),  # uniform in [0, 1), compared with the probabilities
+    "angle": 2,  # degrees
+    "translate": slice(3, 5),  # shares of width and height
+    "scale": 5,
+    "shear": slice(6, 8),  # degrees
+    "corners": slice(8, 16),  # shares of width and height, x and y of four corners
+    "brightness": 16,  # the three factors, 1 changes nothing
+    "contrast": 17,
+    "saturation": 18,
+    "grey": 19,  # 0 or 1
+    "hue": 20,  # share of the circle
+    "gamma": 21,
+    "blur": 22,  # sigma, 0 for none
+    "noise": 23,  # sigma, 0 for none
+    "noise_seed": 24,  # below 2**53
+    "box": slice(25, 29),  # top, left, height, width as shares, 0 for none
+}
+NUM_COLUMNS = 29
+
+
+@dataclass(frozen=True)
+class WarpColorErase:
+    """Flips, at most one warp, colour, one erased rectangle. Ranges are uniform; `p_` are probabilities.
+
+    Attributes:
+        hflip: probability of mirroring left to right.
+        vflip: probability of mirroring top to bottom.
+        p_warp: of rotation, translation, scale and shear, together.
+        degrees: largest rotation either way.
+        translate: largest move either way, as a share of width and height.
+        scale: smallest and largest size.
+        shear_degrees: largest shear either way, along both.
+        p_perspective: of moving the corners.
+        perspective: how far a corner moves inwards at most, as a share of half the side.
+        jitter: largest distance from 1 of the factors of brightness, contrast and saturation.
+        hue: largest turn either way.
+        gamma: largest power; its inverse is the smallest.
+        p_grey: of losing the colours.
+        p_blur: of a blur with sigma between 0.1 and 2.
+        p_noise: of noise with sigma up to `noise`.
+        noise: largest standard deviation as a share of the range.
+        p_erase: of one erased rectangle.
+    """
+
+    hflip: float = 0.5
+    vflip: float = 0.0
+    p_warp: float = 0.5
+    degrees: float = 10.0
+    translate: float = 0.1
+    scale: tuple[float, float] = (0.9, 1.1)
+    shear_degrees: float = 0.0
+    p_perspective: float = 0.0
+    perspective: float = 0.0
+    jitter: float = 0.3
+    hue: float = 0.0
+    gamma: float = 1.0
+    p_grey: float = 0.0
+    p_blur: float = 0.0
+    p_noise: float = 0.0
+    noise: float = 0.0
+    p_erase: float = 0.25
+
+    def draw(self, seed: int, epoch: int, keys: NDArray[np.uint64]) -> Params:
+        """(B, 29) as `COLUMNS` says: pure functions of (seed, epoch, sample). `keys` is (B,) uint64."""
+
+        def drawn(purpose: Purpose, num: int) -> Params:
+            return uniform(seed, purpose, epoch=epoch, sample=keys, num_draws=num)
+
+        def around(draws: Params, reach: float) -> Params:
+            return (2.0 * draws - 1.0) * reach
+
+        params = np.zeros((len(keys), NUM_COLUMNS))
+        params[:, COLUMNS["flips"]] = drawn(Purpose.FLIP, 2)
+        u = drawn(Purpose.AFFINE, 16)
+        warped, tilted = u[:, 0] < self.p_warp, u[:, 1] < self.p_perspective
+        params[:, COLUMNS["angle"]] = np.where(warped, around(u[:, 2], self.degrees), 0.0)
+        params[:, COLUMNS["translate"]] = around(u[:, 3:5], self.translate) * warped[:, None]
+        low, high = self.scale
+        params[:, COLUMNS["scale"]] = np.where(warped, low + (high - low) * u[:, 5], 1.0)
+        params[:, COLUMNS["shear"]] = around(u[:, 6:8], self.shear_degrees) * warped[:, None]
+        inwards = np.array([1, 1, -1, 1, -1, -1, 1, -1])
+        params[:, COLUMNS["corners"]] = u[:, 8:] * inwards * (self.perspective / 2) * tilted[:, None]
+        u = drawn(Purpose.COLOR, 8)
+        params[:, [COLUMNS[name] for name in ("brightness", "contrast", "saturation")]] = 1 + around(
+            u[:, :3], self.jitter
+        )
+        params[:, COLUMNS["hue"]] = around(u[:, 3], self.hue)
+        params[:, COLUMNS["gamma"]] = self.gamma ** around(u[:, 4], 1.0)
+        params[:, COLUMNS["grey"]] = u[:, 5] < self.p_grey
+        params[:, COLUMNS["blur"]] = np.where(u[:, 6] < self.p_blur, 0.1 + 1.9 * u[:, 7], 0.0)
+        u = drawn(Purpose.NOISE, 3)
+        params[:, COLUMNS["noise"]] = np.where(u[:, 0] < self.p_noise, self.noise * u[:, 1], 0.0)
+        params[:, COLUMNS["noise_seed"]] = u[:, 2] * 2.0**53
+        u = drawn(Purpose.ERASE, 5)
+        params[:, COLUMNS["box"]] = boxes(u[:, 1:]) * (u[:, :1] < self.p_erase)
+        return params
+
+    def matrices(self, params: Params, *, size: tuple[int, int]) -> Tensor:
+        """Flips and warp of each image as one matrix, (B, 3, 3) float64; flips alone are the identity here."""
+        height, width = size
+        side = np.array([width, height])
+        table = {name: torch.from_numpy(params[:, column]) for name, column in COLUMNS.items()}
+        x_px, y_px = (torch.from_numpy(params[:, COLUMNS["translate"]] * side)).unbind(1)
+        shear_x, shear_y = table["shear"].unbind(1)
+        matrix = affine_matrix(
+            len(params), angle=table["angle"], translate=(x_px, y_px), scale=table["scale"], shear=(shear_x, shear_y)
+        )
+        corners = params[:, COLUMNS["corners"]].reshape(-1, 4, 2) * side
+        if corners.any():
+            matrix = compose(perspective_matrix(torch.from_numpy(corners), size=size), matrix)
+        across, down = (torch.from_numpy(mask) for mask in mirrored(self, params))
+        warped = moves(matrix)
+        return compose(flip_matrix(across & warped, down & warped), matrix)
+
+    def __call__(
+        self,
+        images: Tensor,
+        params: Params,
+        *,
+        mean: Tensor | None = None,
+        std: Tensor | None = None,
+        dtype: torch.dtype = torch.float32,
+    ) -> Tensor:
+        """Augment whole batches.
+
+        Args:
+            images: (B, 1 or 3, H, W) uint8.
+            params: (B, 29) from `draw`.
+            mean: (C,) in 0..1; None keeps levels.
+            std: (C,) in 0..1; None keeps levels.
+            dtype: of normalised images.
+        Returns: a new tensor, normalised, or uint8 without `mean` and `std`.
+        """
+        check_images(images, channels=(1, 3))
+        output = Output(mean, std, dtype)
+        out = output.empty_like(images)
+        matrices = self.matrices(params, size=(images.shape[-2], images.shape[-1]))
+
+        def work(rows: slice) -> None:
+            self._augment(images[rows], params[rows], matrices[rows], output=output, out=out[rows])
+
+        for_each(work, pieces_of(images))
+        return out
+
+    def _augment(self, images: Tensor, params: Params, matrices: Tensor, *, output: Output, out: Tensor) -> None:
+        pixels = self._moved(images, params, matrices)
+        pixels = self._rarely(pixels, params)
+        factors = {
+            name: torch.from_numpy(params[:, COLUMNS[name]]).float().to(images.device, non_blocking=True)
+            for name in ("brightness", "contrast", "saturation", "grey")
+        }
+        scale, offset = output.scale_and_offset(images)
+        matrix = color_matrix(pixels.mean((-2, -1)), **factors) * scale[..., 0]
+        matrix[..., -1:] += offset[..., 0]
+        values = apply_color(pixels, matrix, out=out if out.dtype == torch.float32 else None)
+        for channel, (least, step) in enumerate(zip(offset.flatten().tolist(), scale.flatten().tolist(), strict=True)):
+            values[:, channel].clamp_(least, least + 255.0 * step)
+        output.write(values, out)
+        fill = 0.0 if output.mean is not None else 128.0
+        erase_(out, params[:, COLUMNS["box"]], fill=fill)
+
+    def _moved(self, images: Tensor, params: Params, matrices: Tensor) -> Tensor:
+        """Mirrored or warped, (B, C, H, W) float32 in 0..255: a new tensor."""
+        warped = moves(matrices)
+        across, down = (torch.from_numpy(mask) & ~warped for mask in mirrored(self, params))
+        images = flips(images, across.to(images.device), down.to(images.device))
+        pixels = images.to(torch.float32)
+        rows = warped.nonzero()[:, 0]
+        if len(rows):
+            there = rows.to(images.device)
+            pixels[there] = warp(pixels[there], matrices[rows])
+        return pixels
+
+    def _rarely(self, pixels: Tensor, params: Params) -> Tensor:
+        """Blur, noise, hue and gamma, for the rows that drew them; float32 in 0..255, in place."""
+        for name, idle in (("blur", 0.0), ("noise", 0.0), ("hue", 0.0), ("gamma", 1.0)):
+            rows = np.flatnonzero(params[:, COLUMNS[name]] != idle)
+            if len(rows) == 0:
+                continue
+            there = torch.from_numpy(rows).to(pixels.device)
+            some, value = pixels[there] / 255.0, torch.from_numpy(params[rows, COLUMNS[name]])
+            if name == "blur":
+                largest = 2 * min((min(pixels.shape[-2:]) - 1), 4) + 1
+                some = gaussian_blur(some, value, kernel_size=largest)
+            elif name == "noise":
+                seeds = torch.from_numpy(params[rows, COLUMNS["noise_seed"]].astype(np.int64))
+                some = add_noise(some, seeds, sigma=value)
+            elif name == "hue":
+                some = adjust_hue(some, value)
+            else:
+                some = adjust_gamma(some, value)
+            pixels[there] = some * 255.0
+        return pixels

@@ -1,0 +1,235 @@
+"""A training's batches: the model's input, which samples in which order, how they are augmented."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from kiln.augment import Mixing, OnDevice, Policy, policy
+from kiln.data.images import ContractImages, Images
+from kiln.data.loader import Assembler, BadFiles, TrainLoader
+from kiln.data.sampler import (
+    Balanced,
+    Cut,
+    Foreign,
+    Repeated,
+    Sampler,
+    Sequential,
+    Shuffle,
+    Weighted,
+    class_weights,
+    take_fraction,
+)
+from kiln.engine.strategy import Strategy
+from kiln.errors import DataError, UsageError
+from kiln.jobs.intake import Indices, Intake
+from kiln.jobs.pixel_form import images_of
+from kiln.jobs.resolve import Settings
+from kiln.models.create import Created, create_model
+from kiln.names import SAMPLERS, resolve
+from kiln.pixels import PixelContract
+from kiln.random import keys_of
+
+MEASURED_IMAGES = 2048
+"""Of how many training images mean and standard deviation are measured, at most."""
+
+
+@dataclass(frozen=True)
+class Pipeline:
+    """What a training sees: its batches, and what is needed to read them."""
+
+    batches: OnDevice
+    loader: TrainLoader
+    created: Created
+    contract: PixelContract
+    bad_files: BadFiles
+    validation: Images
+
+
+def assemble_batches(settings: Settings, intake: Intake, strategy: Strategy, *, resuming: bool = False) -> Pipeline:
+    """Build the batches of a training without what learns from them.
+
+    Raises: UsageError: settings that do not fit each other or the data.
+    """
+    device = torch.device(settings["run.device"])
+    created = _created(settings, intake, resuming)
+    contract = _contract(settings, created)
+    created = _normalized(settings, intake, created, contract)
+    train = _chosen(settings, intake)
+    bad_files = BadFiles(intake.source.keys, limit=settings["data.max_bad_fraction"] * len(train))
+    images = images_of(settings, intake, contract)
+    augment, mixing = _augmentation(settings, intake)
+    seed, keys = settings["training.seed"], keys_of(intake.source.keys)
+    sampler = _sampler(settings, intake, train)
+    loader = TrainLoader(
+        Assembler(images.training, intake.targets),
+        sampler,
+        _cut(settings, len(sampler), strategy, pairs=mixing is not None),
+        keys=keys,
+        bad_files=bad_files,
+        draw_params=None if augment is None else _drawing(augment, mixing, seed),
+        workers=settings["data.workers"],
+        ahead=settings["data.prefetch"],
+    )
+    soften = None if mixing is None else _softener(intake)
+    mean, std = (torch.tensor(values, dtype=torch.float32) for values in (created.spec.mean, created.spec.std))
+    batches = OnDevice(loader, augment, device=device, mean=mean, std=std, mixing=mixing, soften=soften)
+    return Pipeline(
+        batches=batches,
+        loader=loader,
+        created=created,
+        contract=contract,
+        bad_files=bad_files,
+        validation=images.validation,
+    )
+
+
+def _created(settings: Settings, intake: Intake, resuming: bool) -> Created:
+    asked, weights = settings["model.img_size"], settings["model.weights"]
+    created = create_model(
+        settings["model.name"],
+        num_classes=intake.task.num_outputs(intake.classes),
+        channels=settings["data.channels"],
+        img_size=None if asked == "auto" else asked,
+        weights="none" if resuming else weights,
+        drop=settings["model.drop"],
+        drop_path=settings["model.drop_path"],
+        kwargs=settings["model.kwargs"],
+        seed=settings["training.seed"],
+        classes=intake.classes,
+    )
+    if asked == "auto":
+        settings.decide("model.img_size", created.spec.img_size, f"{created.spec.name} was made for it")
+    return created
+
+
+def _contract(settings: Settings, created: Created) -> PixelContract:
+    spec = created.spec
+    return PixelContract(
+        height=spec.img_size,
+        width=spec.img_size,
+        channels=spec.channels,
+        resize=settings["data.resize"],
+        interpolation=spec.interpolation,
+        crop_fraction=spec.crop_fraction,
+        max_pixels=settings["data.max_pixels"],
+    )
+
+
+def _normalized(settings: Settings, intake: Intake, created: Created, contract: PixelContract) -> Created:
+    """The model with the mean and standard deviation that it is to be trained, and will be shipped, with."""
+    asked = {"mean": settings["model.mean"], "std": settings["model.std"]}
+    if "train" in asked.values():
+        measured = _measured(intake, contract)
+        for name, value in asked.items():
+            if value == "train":
+                values = tuple(round(float(number), 6) for number in measured[name])
+                settings.decide(f"model.{name}", values, f"measured on {measured['count']} training images")
+    for name in asked:
+        if settings.asks(f"model.{name}"):
+            settings.decide(f"model.{name}", tuple(getattr(created.spec, name)), f"that of {created.spec.name}")
+        if len(settings[f"model.{name}"]) != contract.channels:
+            raise UsageError(
+                "E103",
+                f"model.{name} = {list(settings[f'model.{name}'])}",
+                expected=f"{contract.channels} numbers, one for each channel",
+            )
+    mean, std = (tuple(settings[f"model.{name}"]) for name in asked)
+    return replace(created, spec=replace(created.spec, mean=mean, std=std))
+
+
+def _measured(intake: Intake, contract: PixelContract) -> dict[str, Any]:
+    """Mean and standard deviation of each channel over some training images, evenly spread, in 0 to 1."""
+    if intake.source.transformed:
+        raise UsageError("E103", "model.mean = 'train', but the data come already transformed")
+    train = intake.split.train
+    chosen = train[:: max(1, len(train) // MEASURED_IMAGES)][:MEASURED_IMAGES]
+    made = Assembler(ContractImages(intake.source, contract), intake.targets).make(chosen, None, chosen)
+    if not len(made.batch):
+        raise DataError("E204", "no training image can be read, so their mean is unknown", where=intake.source.where)
+    levels = made.batch.images.transpose(0, 1).flatten(1)
+    counts = torch.stack([torch.bincount(channel, minlength=256) for channel in levels]).double()
+    values = torch.arange(256, dtype=torch.float64) / 255
+    mean = (counts * values).sum(1) / counts.sum(1)
+    std = ((counts * (values - mean[:, None]) ** 2).sum(1) / counts.sum(1)).sqrt()
+    return {"mean": mean.tolist(), "std": std.clamp_min(1 / 255).tolist(), "count": len(made.batch)}
+
+
+def _chosen(settings: Settings, intake: Intake) -> Indices:
+    """The training samples that take part."""
+    train, fraction = intake.split.train, settings["data.train_fraction"]
+    if fraction >= 1:
+        return train
+    keys = keys_of([intake.source.keys[index] for index in train.tolist()])
+    return take_fraction(train, keys, _strata(intake, train), fraction, seed=settings["training.seed"])
+
+
+def _strata(intake: Intake, indices: Indices) -> tuple[str, ...]:
+    labels = intake.source.labels
+    return intake.task.strata([] if labels is None else [labels[index] for index in indices.tolist()])
+
+
+def _sampler(settings: Settings, intake: Intake, train: Indices) -> Sampler:
+    name, seed, how = settings["data.sampler"], settings["training.seed"], settings["data.sample_weights"]
+    keys = keys_of([intake.source.keys[index] for index in train.tolist()])
+    made: Sampler
+    if name == "shuffle":
+        made = Shuffle(train, keys, seed=seed)
+    elif name == "sequential":
+        made = Sequential(train, seed=seed)
+    elif name == "weighted":
+        made = Weighted(train, class_weights(_strata(intake, train), how), seed=seed)
+    elif name == "balanced":
+        made = Balanced(train, keys, _strata(intake, train), seed=seed)
+    else:
+        made = Foreign(train, resolve(SAMPLERS, name, kind="sampler")(intake.targets[train]), seed=seed)
+    repeats = settings["data.repeats"]
+    return made if repeats == 1 else Repeated(made, repeats)
+
+
+def _cut(settings: Settings, num_samples: int, strategy: Strategy, *, pairs: bool) -> Cut:
+    cut = Cut(
+        num_samples=num_samples,
+        batch_size=settings["training.batch_size"],
+        drop_last=settings["training.drop_last"],
+        rank=strategy.rank,
+        world_size=strategy.world_size,
+        pairs=pairs,
+    )
+    if cut.steps_per_epoch == 0:
+        raise UsageError(
+            "E103",
+            f"training.batch_size = {cut.batch_size} is more than the {num_samples} training samples, and drop_last is on",
+            hint="a smaller --batch-size, or --set training.drop_last=false",
+        )
+    return cut
+
+
+def _augmentation(settings: Settings, intake: Intake) -> tuple[Policy | None, Mixing | None]:
+    """What is done on the device: nothing to images that come transformed, except that they may be mixed."""
+    made = policy(settings["augment.policy"], hflip=settings["augment.hflip"], vflip=settings["augment.vflip"])
+    mixup, cutmix, share = (settings[f"augment.{name}"] for name in ("mixup", "cutmix", "mix_prob"))
+    mixing = Mixing(mixup_alpha=mixup, cutmix_alpha=cutmix, p=share) if mixup + cutmix > 0 else None
+    if intake.source.transformed:
+        if mixing is not None:
+            raise UsageError("E103", "augment.mixup and augment.cutmix need images, and these data come transformed")
+        return None, None
+    return made, mixing
+
+
+def _drawing(augment: Policy, mixing: Mixing | None, seed: int) -> Callable[[int, Any], Any]:
+    def draw(epoch: int, keys: Any) -> Any:
+        params = augment.draw(seed, epoch, keys)
+        return params if mixing is None else np.concatenate([params, mixing.draw(seed, epoch, keys)], axis=1)
+
+    return draw
+
+
+def _softener(intake: Intake) -> Callable[[Tensor], Tensor]:
+    num_outputs = intake.task.num_outputs(intake.classes)
+    return lambda targets: intake.task.soften(targets, num_outputs)
