@@ -276,7 +276,9 @@ class _Table:
 class _ParquetFile:
     def __init__(self, path: str) -> None:
         self._number = next(_numbers)
-        self._file = imported("pyarrow.parquet", "Parquet").ParquetFile(path, pre_buffer=False)
+        self._file = imported("pyarrow.parquet", "Parquet").ParquetFile(
+            path, pre_buffer=False, page_checksum_verification=True
+        )
         self.schema, self.num_rows = self._file.schema_arrow, self._file.metadata.num_rows
         groups = [self._file.metadata.row_group(index).num_rows for index in range(self._file.num_row_groups)]
         self.starts = np.cumsum([0, *groups])
@@ -399,7 +401,9 @@ class Writer(PartedWriter):
 
     def _write_file(self, path: Path, indices: Sequence[int], records: Iterator[Record]) -> None:  # noqa: ARG002
         # Images are compressed already: no codec and no dictionary, so that a row group is read as it lies there.
-        with self._format.ParquetWriter(path, self._schema, compression="none", use_dictionary=False) as writer:
+        with self._format.ParquetWriter(
+            path, self._schema, compression="none", use_dictionary=False, write_page_checksum=True
+        ) as writer:
             rows: list[dict[str, Any]] = []
             for record in records:
                 image = {"bytes": as_file(record), "path": os.path.basename(record.row.key)}
