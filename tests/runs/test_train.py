@@ -42,6 +42,7 @@ def test_what_is_printed_from_the_first_line_to_the_last(tmp_path, monkeypatch):
     assert shown.splitlines() == [
         "data       my photos: 36 images (train 24, val 6, test 6)",
         "task       classification, 3 classes: 'blue', 'green', 'red'",
+        "note       3 classes of fewer than 10 training images: 'blue', 'green', 'red'",
         "model      kiln/small_cnn, 1,191 parameters, 16 px, 3 channels",
         "decided    data.channels = 3: the images are in colour",
         "decided    optim.lr = 0.001: adamw, from scratch, batches of 16",

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from kiln import tasks
 from kiln.data.audit import BadFile, check_headers
 from kiln.data.checks.decisions import apply_decisions
+from kiln.data.checks.quick import quick_check, quick_notes
 from kiln.data.source import Source, open_source
 from kiln.data.split import Split, split_source
 from kiln.data.storage import counted, shown
@@ -92,8 +93,10 @@ def take_in(recipe: Recipe, data: Any, *, moved: str = "") -> Intake:
         raise DataError(
             "E204", f"{source.where} has no training samples", hint="a folder called train, or fewer held out"
         )
-    unseen = _untrained(task, source, labels, split)
-    return Intake(source, task, classes, targets, split, (*source.notes, *_split_notes(split), *unseen))
+    notes = [*source.notes, *_split_notes(split), *_untrained(task, source, labels, split)]
+    if not moved:  # a run that is resumed was told when it began
+        notes += _looked_at(task, source, labels, split, classes)
+    return Intake(source, task, classes, targets, split, tuple(notes))
 
 
 def _class_names(task: tasks.Task, source: Source, labels: Sequence[str]) -> tuple[str, ...]:
@@ -119,6 +122,19 @@ def _untrained(task: tasks.Task, source: Source, labels: Sequence[str], split: S
 
     unseen = sorted(occurring(split.val, split.test) - occurring(split.train))
     return [f"{counted(len(unseen), 'class')} held out but never trained on: {shown(unseen)}"] if unseen else []
+
+
+def _looked_at(
+    task: tasks.Task, source: Source, labels: Sequence[str], split: Split, classes: Sequence[str]
+) -> list[str]:
+    """What the check tells without decoding images, except what the split and `_untrained` have told."""
+    members_of = {label: task.occurring([label], source.class_names) for label in set(labels)}
+    found = quick_check(source, split, classes, [members_of[label] for label in labels])
+    own = {*(source.splits or ()), ""} - {"train"}  # of a split that was cut the split itself has told
+    told = [
+        one for one in found if one.code == "group_across" or (one.code == "class_missing" and one.split not in own)
+    ]
+    return quick_notes([one for one in found if one not in told], where=source.where)
 
 
 def check_headers_of(source: Source, split: Split, *, max_pixels: int) -> list[BadFile]:

@@ -37,9 +37,9 @@ def _taps(start: Floats, scale: Floats, size: int) -> tuple[Floats, NDArray[np.b
     Returns: (M, size, size) weights, and (M, size).
     """
     u = (np.arange(size, dtype=np.float32) + 0.5) / size
-    at = (start[:, None] + scale[:, None] * u) * size - 0.5
-    weights = 1 - np.abs(at[..., None] - np.arange(size, dtype=np.float32))
-    return weights.clip(0).astype(np.float32, copy=False), (at >= 0) & (at <= size - 1)
+    at = ((start[:, None] + scale[:, None] * u) * size - 0.5).astype(np.float32, copy=False)
+    weights = np.maximum(1 - np.abs(at[..., None] - np.arange(size, dtype=np.float32)), np.float32(0))
+    return weights.astype(np.float32, copy=False), (at >= 0) & (at <= size - 1)
 
 
 def warp(images: Floats, boxes: Floats) -> tuple[Floats, NDArray[np.bool_]]:
@@ -53,7 +53,8 @@ def warp(images: Floats, boxes: Floats) -> tuple[Floats, NDArray[np.bool_]]:
     size = images.shape[-1]
     across, inside_x = _taps(boxes[:, 0], boxes[:, 2], size)
     down, inside_y = _taps(boxes[:, 1], boxes[:, 3], size)
-    return down @ images @ across.swapaxes(1, 2), inside_y[:, :, None] & inside_x[:, None, :]
+    warped = (down @ images @ across.swapaxes(1, 2)).astype(np.float32, copy=False)
+    return warped, inside_y[:, :, None] & inside_x[:, None, :]
 
 
 def align(images: Floats, others: Floats, boxes: Floats, *, num_steps: int = 8) -> Floats:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from kiln.data.checks.findings import KEEP, Finding
 from kiln.data.samples import SPLITS
+from kiln.data.storage import counted
 
 FEW = 10
 """Training images below which a class is called small."""
@@ -27,24 +28,27 @@ def class_findings(members: Sequence[frozenset[str]], splits: Sequence[str], cla
         counts.setdefault(split, Counter()).update(names)
     present = [split for split in ("", *SPLITS) if split in counts]
     training = counts.get("train", counts.get("", Counter()))
-    found = [finding for name in classes for finding in _missing(name, counts, present)]
-    small = [name for name in classes if 0 < training[name] < FEW]
-    found += [Finding("class_small", f"{name!r} has {training[name]} images to train on") for name in small]
     sizes = {name: training[name] for name in classes if training[name]}
-    if len(sizes) > 1:
-        least, most = min(sizes, key=sizes.__getitem__), max(sizes, key=sizes.__getitem__)
-        if sizes[most] >= LOPSIDED * sizes[least]:
-            said = f"{most!r} has {sizes[most]:,} training images and {least!r} {sizes[least]:,}"
-            found.append(Finding("imbalance", f"{said}: {sizes[most] / sizes[least]:.0f} times as many"))
+    small = [name for name, size in sizes.items() if size < FEW]
+    found = [finding for name in classes for finding in _missing(name, counts, present)]
+    found += [
+        Finding("class_small", f"{name!r} has {counted(sizes[name], 'image')} to train on", subject=name)
+        for name in small
+    ]
+    most, least = max(sizes, key=sizes.__getitem__, default=""), min(sizes, key=sizes.__getitem__, default="")
+    if sizes and sizes[most] >= LOPSIDED * sizes[least]:
+        said = f"{most!r} has {sizes[most]:,} training images and {least!r} {sizes[least]:,}"
+        found.append(Finding("imbalance", f"{said}: {sizes[most] / sizes[least]:.0f} times as many"))
     return found
 
 
 def _missing(name: str, counts: dict[str, Counter[str]], present: Sequence[str]) -> list[Finding]:
     there = [split for split in present if counts[split][name]]
     if not there:
-        return [Finding("class_missing", f"{name!r} has no image at all")]
+        return [Finding("class_missing", f"{name!r} has no image at all", subject=name)]
+    only = f"it occurs in {' and '.join(there)} only"
     return [
-        Finding("class_missing", f"{name!r} is missing from {split}: it occurs in {' and '.join(there)} only")
+        Finding("class_missing", f"{name!r} is missing from {split}: {only}", subject=name, split=split)
         for split in present
         if split not in there
     ]
@@ -71,5 +75,6 @@ def group_findings(keys: Sequence[str], groups: Sequence[str] | None, splits: Se
         shares = ", ".join(f"{count} in {split}" for split, count in sorted(sizes.items()))
         decisions = tuple(KEEP if splits[index] == main else f"move:{main}" for index in indices)
         keys_of_group = tuple(keys[index] for index in indices)
-        found.append(Finding("group_across", f"the group {group!r} has {shares}", keys_of_group, decisions))
+        said = f"the group {group!r} has {shares}"
+        found.append(Finding("group_across", said, keys_of_group, decisions, subject=group))
     return found

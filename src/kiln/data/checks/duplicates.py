@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from kiln import pixels
 from kiln.data.checks import aligned, similar
-from kiln.data.checks.backdrops import MOST_BITS, backdrop_hashes
+from kiln.data.checks.backdrops import alike_backdrops, backdrops_of
 from kiln.data.checks.confirm import Pictures, confirm_backdrops, confirm_copies
 from kiln.data.checks.findings import DROP, KEEP, Finding, Place
 from kiln.data.checks.grouping import joined
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 EMPTY_LEVELS = 3.0
 """Standard deviation of the grey levels below which a picture shows nothing that could be compared."""
 _LEAST_SCORE = 0.45
+_MAYBE_EQUAL = 0.98
 _BATCH = 64
 
 
@@ -80,11 +81,18 @@ def find_copies(
     if tell is not None and len(likely):
         tell(f"looking closely at {len(likely):,} pairs")
     verdicts = confirm_copies(pictures, i[likely], j[likely], boxes[likely], workers=workers)
-    near = sorted(
-        (int(min(i[at], j[at])), int(max(i[at], j[at])), round(float(verdicts.similarity[place]), 4))
-        for place, at in enumerate(likely)
-        if verdicts.same[place]
-    )
+    near: list[tuple[int, int, float]] = []
+    equal = [(group[0], index) for group in exact for index in group[1:]]
+    for place in np.flatnonzero(verdicts.same).tolist():
+        pair = sorted((int(i[likely[place]]), int(j[likely[place]])))
+        similarity = round(float(verdicts.similarity[place]), 4)
+        # the same pixels may have decoded small in different ways, from a PNG and from a JPEG
+        if similarity >= _MAYBE_EQUAL and same_pixels(source, pair[0], pair[1]):
+            equal.append((pair[0], pair[1]))
+        else:
+            near.append((pair[0], pair[1], similarity))
+    exact = sorted(sorted(group) for group in joined(equal))
+    near.sort()
     return Copies(exact, near, found.left_out)
 
 
@@ -199,18 +207,17 @@ def find_backdrops(
     workers: int,
 ) -> list[list[int]]:
     """Groups of samples of several splits that show different things before the same backdrop."""
-    hashes, textured = backdrop_hashes(looks.thumbs)
+    borders, textured = backdrops_of(looks.thumbs)
     textured[list(looks.errors)] = False
     some = np.flatnonzero(textured)
     number_of = {name: number for number, name in enumerate(dict.fromkeys(splits))}
     parts = np.array([number_of[splits[index]] for index in some.tolist()], np.int64)
-    found = similar.near_pairs(hashes[some], hashes[some], most_bits=MOST_BITS, parts=parts, workers=workers)
-    once = found.i < found.j
-    i, j = some[found.i[once]], some[found.j[once]]
+    low, high = alike_backdrops(borders[some], parts, workers=workers)
+    i, j = some[low], some[high]
     known = {(a, b) for a, b, _ in copies.near} | {
         (a, b) for group in copies.exact for a in group for b in group if a < b
     }
-    new = np.array([(int(a), int(b)) not in known for a, b in zip(i, j, strict=True)], bool)
+    new = np.array([pair not in known for pair in zip(i.tolist(), j.tolist(), strict=True)], bool)
     i, j = i[new], j[new]
     same = confirm_backdrops(pictures, i, j, workers=workers)
     return sorted(sorted(group) for group in joined(list(zip(i[same].tolist(), j[same].tolist(), strict=True))))

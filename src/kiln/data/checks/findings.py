@@ -64,6 +64,8 @@ class Finding:
         decisions: what is suggested for each of `keys`.
         group: a number that all samples of one group of copies share.
         similarity: correlation of the pixels, of a pair of near copies.
+        subject: the class or group that it is about.
+        split: that lacks the class.
     """
 
     code: str
@@ -72,6 +74,8 @@ class Finding:
     decisions: tuple[str, ...] = ()
     group: int | None = None
     similarity: float | None = None
+    subject: str = ""
+    split: str = ""
 
     @property
     def severity(self) -> str:

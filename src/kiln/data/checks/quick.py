@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import os
+import shlex
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 
-from kiln.data.checks.classes import class_findings, group_findings
+from kiln.data.checks.classes import FEW, class_findings, group_findings
 from kiln.data.checks.findings import Finding, Place, by_severity
+from kiln.data.storage import counted, shown
 from kiln.errors import DataError
 
 if TYPE_CHECKING:
@@ -51,6 +53,45 @@ def quick_check(
         code = next((code for code, holds in codes.items() if holds), "duplicate")
         found.append(Finding(code, f"{len(group)} exact copies", tuple(source.keys[index] for index in group)))
     return by_severity(found)
+
+
+def quick_notes(findings: Sequence[Finding], *, where: str) -> list[str]:
+    """The findings of a quick check in a line per kind, for the beginning of a training.
+
+    Args:
+        findings: of the check.
+        where: the data, to name the command that looks closer.
+    """
+    notes = []
+    for (code, split), found in _by_kind(findings).items():
+        samples = list(dict.fromkeys(key for finding in found for key in finding.keys))
+        classes = [finding.subject for finding in found]
+        if code in _OF_FILES:
+            notes.append(f"{counted(len(samples), 'file')} {_OF_FILES[code]}: {shown(samples, 4)}")
+        elif code == "class_missing":
+            notes.append(f"{counted(len(classes), 'class')} missing from {split or 'the data'}: {shown(classes)}")
+        elif code == "class_small":
+            notes.append(f"{counted(len(classes), 'class')} of fewer than {FEW} training images: {shown(classes)}")
+        else:
+            notes += [finding.detail for finding in found]
+    if any(finding.keys for finding in findings):
+        notes.append(f"to see them: kiln check {shlex.quote(where)} --output FOLDER")
+    return notes
+
+
+_OF_FILES = {
+    "conflict": "have the same bytes under several labels",
+    "duplicate_across": "are exact copies in several splits, which makes the numbers too good",
+    "duplicate": "are exact copies within a split",
+    "group_across": "belong to groups that lie in several splits",
+}
+
+
+def _by_kind(findings: Sequence[Finding]) -> dict[tuple[str, str], list[Finding]]:
+    found: dict[tuple[str, str], list[Finding]] = {}
+    for finding in findings:
+        found.setdefault((finding.code, finding.split), []).append(finding)
+    return found
 
 
 def sides_of(split: Split, number: int) -> list[str]:
