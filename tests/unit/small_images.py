@@ -10,6 +10,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from kiln.data.source import Source
+
 
 def png(value: int = 0, size: tuple[int, int] = (8, 8)) -> bytes:
     """An image whose pixels all have one value."""
@@ -45,3 +47,13 @@ def snapshot(root: Path) -> str:
             if name and os.path.isfile(path):
                 state.update(Path(path).read_bytes())
     return state.hexdigest()
+
+
+def stack(length: int, *shape: int) -> np.ndarray:
+    """Images in one array, by default (N, 6, 5, 3), that differ in every pixel."""
+    return np.random.default_rng(length).integers(0, 256, (length, *(shape or (6, 5, 3))), dtype=np.uint8)
+
+
+def reads(source: Source) -> list:
+    """Every sample of a source, in order."""
+    return [source.read(index) for index in range(len(source))]
