@@ -21,7 +21,7 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 
 from kiln import pixels
-from kiln.data.archive import MAX_RATIO, RATIO_MATTERS_BYTES
+from kiln.data.archive import MAX_MEMBERS, MAX_RATIO, RATIO_MATTERS_BYTES
 from kiln.data.formats.opening import Opened, Request, Stamp, damaged, split_in, unlabelled, without_labels
 from kiln.data.reader import header_of
 from kiln.data.rows import Asked
@@ -257,10 +257,24 @@ def parts_among(
         named = labels.get(split)
         where = f"{request.where}: {name}"
         texts = None
+        _check_lengths(arrays[name], None if named is None else arrays[named], where)
         if named is not None and request.labelled:
             texts = label_texts(_whole(arrays[named]), class_names, f"{request.where}: {named}")
         parts.append(Part(arrays[name], texts, split, identity, where))
     return parts, class_names
+
+
+def _check_lengths(images: Any, labels: Any, where: str) -> None:
+    """Before labels are read: the header of a compressed array may say any length, and cost no byte of the file."""
+    for array, most_axes in ((images, 4), (labels, 2)):
+        if array is not None and (not 1 <= len(array.shape) <= most_axes or array.shape[0] > MAX_MEMBERS):
+            raise DataError(
+                "E209", f"an array of shape {tuple(array.shape)} is no stack of images or labels", where=where
+            )
+    if labels is not None and labels.shape[0] != images.shape[0]:
+        raise DataError(
+            "E209", f"{images.shape[0]:,} images, but {labels.shape[0]:,} labels", where=where, expected="one each"
+        )
 
 
 def _whole(array: Any) -> Any:

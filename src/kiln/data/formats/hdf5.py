@@ -201,6 +201,7 @@ def _own(file: Any, about: Any, request: Request) -> Opened:
     path = request.paths[0]
     facts = facts_of(about, path, kind=KIND, version=VERSION)
     try:
+        _check_columns(file, path)
         text = {name: file[name].asstr()[()].tolist() for name in _TEXT_COLUMNS}
         sizes, sums = file["size"][()].tolist(), file["crc32"][()].tolist()
         data, offset = file["data"], file["data"].id.get_offset()
@@ -219,6 +220,15 @@ def _own(file: Any, about: Any, request: Request) -> Opened:
     ]
     reader = packed.BlobReader(path, has_headers=not any(row.shape for row in rows))
     return Opened(samples_of(rows, packed.blob_names(rows, offset or 0), facts, request), reader)
+
+
+def _check_columns(file: Any, path: str) -> None:
+    """Before they are read: a header that lies may say any length. Ours lie in one piece, so the file bounds them."""
+    for name in (*_TEXT_COLUMNS, "size", "crc32", "data"):
+        column = file[name]
+        in_one_piece = column.chunks is None and not column.external and not column.is_virtual
+        if column.ndim != 1 or not in_one_piece or column.shape[0] * column.dtype.itemsize > os.path.getsize(path):
+            raise damaged(path, f"column {name!r} of shape {column.shape}")
 
 
 class Writer:
