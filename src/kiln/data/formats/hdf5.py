@@ -7,6 +7,7 @@ Kiln's own always do. Links to other files are never followed.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
@@ -24,7 +25,6 @@ from kiln.data.formats.opening import (
     Plan,
     Record,
     Request,
-    Row,
     Stamp,
     damaged,
     facts_of,
@@ -42,7 +42,6 @@ from kiln.errors import DataError
 KIND, VERSION = "kiln.hdf5", 1
 LIBRARY_ERRORS = (OSError, RuntimeError, KeyError, TypeError, ValueError)
 """What h5py raises on a damaged file."""
-_TEXT_COLUMNS = ("key", "label", "split", "group", "shape")
 
 
 def open_files(request: Request) -> Opened:
@@ -201,34 +200,25 @@ def _own(file: Any, about: Any, request: Request) -> Opened:
     path = request.paths[0]
     facts = facts_of(about, path, kind=KIND, version=VERSION)
     try:
-        _check_columns(file, path)
-        text = {name: file[name].asstr()[()].tolist() for name in _TEXT_COLUMNS}
-        sizes, sums = file["size"][()].tolist(), file["crc32"][()].tolist()
-        data, offset = file["data"], file["data"].id.get_offset()
-        in_one_piece = data.dtype == np.uint8 and not data.external and not data.is_virtual
+        index, data = _in_one_piece(file["index"], path), _in_one_piece(file["data"], path)
+        text, base, total = index[()].tobytes(), data.id.get_offset() or 0, data.shape[0]
     except LIBRARY_ERRORS as error:
         raise damaged(path, str(error)) from error
-    lengths = {len(column) for column in (*text.values(), sizes, sums)}
-    total = sum(sizes)
-    if len(lengths) != 1 or min(sizes, default=0) < 0 or not in_one_piece or data.shape != (total,):
-        raise damaged(path, "its columns do not fit its data")
-    if total and (offset is None or offset + total > os.path.getsize(path)):
-        raise damaged(path, f"it ends before its {total:,} bytes of data")
-    rows = [
-        Row(key, label if facts.labels else None, split or None, group if facts.groups else None, size, crc, shape)
-        for key, label, split, group, shape, size, crc in zip(*text.values(), sizes, sums, strict=True)
-    ]
+    if hashlib.sha256(text).hexdigest() != about.get("index_sha256"):
+        raise damaged(path, "the checksum of its index is wrong")
+    rows = list(packed.parse_rows(text.decode("utf-8"), facts, path))
+    if sum(row.size for row in rows) != total or base + total > os.path.getsize(path):
+        raise damaged(path, f"{total:,} bytes of data are not what its index lists")
     reader = packed.BlobReader(path, has_headers=not any(row.shape for row in rows))
-    return Opened(samples_of(rows, packed.blob_names(rows, offset or 0), facts, request), reader)
+    return Opened(samples_of(rows, packed.blob_names(rows, base), facts, request), reader)
 
 
-def _check_columns(file: Any, path: str) -> None:
-    """Before they are read: a header that lies may say any length. Ours lie in one piece, so the file bounds them."""
-    for name in (*_TEXT_COLUMNS, "size", "crc32", "data"):
-        column = file[name]
-        in_one_piece = column.chunks is None and not column.external and not column.is_virtual
-        if column.ndim != 1 or not in_one_piece or column.shape[0] * column.dtype.itemsize > os.path.getsize(path):
-            raise damaged(path, f"column {name!r} of shape {column.shape}")
+def _in_one_piece(values: Any, path: str) -> Any:
+    """Bytes that lie in this file as they are, so that the file bounds them: a header that lies may say any length."""
+    plain = values.chunks is None and not values.external and not values.is_virtual and values.dtype == np.uint8
+    if not plain or values.ndim != 1 or values.shape[0] > os.path.getsize(path):
+        raise damaged(path, f"{values.name} of shape {values.shape}")
+    return values
 
 
 class Writer:
@@ -256,21 +246,21 @@ class Writer:
         self._inner.write(indices, records)
 
     def finish(self) -> None:
-        """Write the file: texts and numbers through the library, the bytes at the offset that it gave them."""
+        """Write the file: the index through the library, the bytes at the offset that it gave them."""
         library = imported("h5py", "HDF5")
         self._inner.finish()
         rows, facts = packed.read_index(self._collected)
+        index = (self._collected / packed.INDEX).read_bytes()
         staged = self._place.with_name("unfinished.h5")
         total = sum(row.size for row in rows)
         with library.File(staged, "w") as file:
             about = {"kind": KIND, "version": VERSION, "samples": len(rows), "facts": facts.to_dict()}
+            about["index_sha256"] = hashlib.sha256(index).hexdigest()
             file.attrs["kiln"] = json.dumps(about, ensure_ascii=False)
-            for name in _TEXT_COLUMNS:
-                texts = [getattr(row, name) or "" for row in rows]
-                file.create_dataset(name, data=texts, dtype=library.string_dtype())
-            file["size"] = np.array([row.size for row in rows], np.int64)
-            file["crc32"] = np.array([row.crc32 for row in rows], np.uint32)
+            file["index"] = np.frombuffer(index, np.uint8)
+            # For other readers, which need not take the index apart: image i is data[offset[i] : offset[i] + size[i]].
             file["offset"] = np.array([name[0] for name in packed.blob_names(rows)], np.int64)
+            file["size"] = np.array([row.size for row in rows], np.int64)
             properties = library.h5p.create(library.h5p.DATASET_CREATE)
             properties.set_obj_track_times(False)  # the same samples make the same file
             properties.set_layout(library.h5d.CONTIGUOUS)
@@ -280,7 +270,7 @@ class Writer:
             data = library.h5d.create(file.id, b"data", library.h5t.NATIVE_UINT8, space, properties)
             offset = data.get_offset()
         with (self._collected / packed.DATA).open("rb") as collected, staged.open("r+b") as file:
-            file.seek(offset)
+            file.seek(offset or 0)
             shutil.copyfileobj(collected, file, 16 << 20)
             file.flush()
             os.fsync(file.fileno())
