@@ -28,6 +28,9 @@ _MOST_KEPT = 2048
 _GRID = 8
 _RING = np.ones((_GRID, _GRID), bool)
 _RING[1:-1, 1:-1] = False
+_BORDER = np.kron(_RING, np.ones((SIDE_PX // _GRID, SIDE_PX // _GRID))).astype(bool)
+_MOST_SHADE = 0.04
+"""Difference of the share of a colour in the border, up to which it counts as the same."""
 _CENTRE = np.zeros((_GRID, _GRID), bool)
 _CENTRE[2:-2, 2:-2] = True
 
@@ -139,10 +142,14 @@ def confirm_backdrops(
 
     def compare(start: int) -> NDArray[np.bool_]:
         both = pictures.pairs(i[start : start + _BATCH], j[start : start + _BATCH])
-        a, b = (images.mean(axis=1) for images in both)
+        tones = [images[:, :, _BORDER].mean(axis=2) for images in both]  # (M, 3)
+        shades = [tone / np.maximum(tone.sum(axis=1, keepdims=True), 1) for tone in tones]
+        one_colour = np.abs(shades[0] - shades[1]).max(axis=1) <= _MOST_SHADE
+        # without what is smooth: the shadows of a lens or a lamp are no backdrop
+        a, b = (aligned.detail(images.mean(axis=1), radius=16) for images in both)
         known = np.ones(a.shape, bool)
         ring = aligned.agreement(a, b, known, num_parts=_GRID, where=_RING)
         centre = aligned.agreement(a, b, known, num_parts=_GRID, where=_CENTRE)
-        return (ring.parts >= 7) & (ring.shares >= 0.7) & (centre.parts >= 3) & (centre.shares <= 0.5)
+        return one_colour & (ring.parts >= 7) & (ring.shares >= 0.7) & (centre.parts >= 3) & (centre.shares <= 0.5)
 
     return np.concatenate([np.zeros(0, bool), *prefetched(compare, range(0, len(i), _BATCH), workers=workers, ahead=4)])
