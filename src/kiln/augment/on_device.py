@@ -50,8 +50,13 @@ class OnDevice:
         return map(self.prepare, self.batches)
 
     def from_step(self, step: int) -> Iterator[Batch]:
-        """Batches from a step on, for ever."""
-        return map(self.prepare, self.batches.from_step(step))
+        """Batches from a step on, for ever. Closing it ends the threads that make them."""
+        batches = self.batches.from_step(step)
+        try:
+            yield from map(self.prepare, batches)
+        finally:
+            if hasattr(batches, "close"):
+                batches.close()
 
     def at(self, step: int) -> Batch:
         """The batch of any step, made again."""
