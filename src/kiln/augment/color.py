@@ -8,14 +8,35 @@ from torch import Tensor
 from kiln.augment.values import GREY, PerSample, as_levels, ceiling, check_images, per_pixel, per_sample
 
 
-def color_matrix(
-    mean_color: Tensor,
+def color_steps(
+    num: int,
+    channels: int,
     *,
     brightness: PerSample = 1.0,
     contrast: PerSample = 1.0,
     saturation: PerSample = 1.0,
     grey: PerSample = 0.0,
-) -> Tensor:
+) -> tuple[Tensor, Tensor]:
+    """What of `color_matrix` does not need the image, on the host: the factors say it all.
+
+    Returns: `linear` and `of_mean`, (B, C, C) float32, so that a pixel becomes linear @ pixel + of_mean @ mean_color.
+    """
+    b, c, s, g = (
+        torch.as_tensor(x, dtype=torch.float32).cpu().view(-1, 1, 1).expand(num, 1, 1)
+        for x in (brightness, contrast, saturation, grey)
+    )
+    weights = torch.tensor(GREY if channels == 3 else (1.0,))
+    linear = torch.eye(channels).expand(num, -1, -1)
+    to_grey = weights.expand(channels, channels)
+    if channels == 3:
+        # grey of grey is not grey: the weights sum to 0.9999. So both steps are written out as a product.
+        once, twice = (1.0 - s) * (1.0 - g) + g * s, g * (1.0 - s)
+        linear = linear * (s * (1.0 - g)) + to_grey * once + (to_grey @ to_grey) * twice
+    of_mean = linear.sum(2, keepdim=True) * ((1.0 - c) * b) * weights
+    return linear * (b * c), of_mean
+
+
+def color_matrix(mean_color: Tensor, **factors: PerSample) -> Tensor:
     """Brightness, then contrast, then saturation, then grey, as one matrix for each image.
 
     A factor of 1 changes nothing, 0 gives black, the mean grey, or grey. Equals torchvision's functions one after the
@@ -24,25 +45,12 @@ def color_matrix(
     Args:
         mean_color: (B, C), the mean of each channel before, in the units of the pixels; C is 1 or 3. With one channel
             saturation and grey change nothing.
-        brightness: factor, >= 0; like the others one for all or (B,).
-        contrast: factor, >= 0.
-        saturation: factor, >= 0.
-        grey: 0 keeps the colours, 1 replaces them by grey.
+        factors: `brightness`, `contrast`, `saturation`, all >= 0, and `grey` (0 keeps the colours, 1 replaces them by
+            grey): one for all or (B,).
     Returns: (B, C, C + 1) float32, the last column to be added.
     """
-    num, channels = mean_color.shape
-    mean = mean_color.to(torch.float32)
-    b, c, s, g = (per_sample(x, mean).view(-1, 1, 1) for x in (brightness, contrast, saturation, grey))
-    weights = mean.new_tensor(GREY if channels == 3 else (1.0,))
-    linear = torch.eye(channels, device=mean.device).expand(num, -1, -1)
-    to_grey = weights.expand(channels, channels)
-    if channels == 3:
-        keep = s * (1.0 - g)
-        # grey of grey is not grey: the weights sum to 0.9999. So both steps are written out as a product.
-        linear = linear * keep + to_grey * ((1.0 - s) * (1.0 - g) + g * s) + (to_grey @ to_grey) * (g * (1.0 - s))
-    mean_grey = (mean * weights).sum(1).view(-1, 1, 1)
-    offset = linear.sum(2, keepdim=True) * ((1.0 - c) * b * mean_grey)
-    return torch.cat([linear * (b * c), offset], dim=2)
+    linear, of_mean = (part.to(mean_color.device) for part in color_steps(*mean_color.shape, **factors))
+    return torch.cat([linear, (of_mean * mean_color.to(torch.float32).unsqueeze(1)).sum(2, keepdim=True)], dim=2)
 
 
 def apply_color(pixels: Tensor, matrix: Tensor, *, out: Tensor | None = None) -> Tensor:
@@ -57,11 +65,15 @@ def apply_color(pixels: Tensor, matrix: Tensor, *, out: Tensor | None = None) ->
         out: where to write; not `pixels`.
     Returns: (B, C, H, W) float32.
     """
-    columns = matrix[..., None, None].unbind(2)  # of (B, C, 1, 1)
-    result = torch.mul(pixels[:, :1], columns[0], out=out)
+    return multiply_colors(pixels, matrix[:, :, :-1, None, None], out=out).add_(matrix[:, :, -1:, None])
+
+
+def multiply_colors(pixels: Tensor, linear: Tensor, *, out: Tensor | None = None) -> Tensor:
+    """`linear` (B, C, C, 1, 1) times each pixel (B, C, H, W) float32."""
+    result = torch.mul(pixels[:, :1], linear[:, :, 0], out=out)
     for channel in range(1, pixels.shape[1]):
-        result.addcmul_(pixels[:, channel : channel + 1], columns[channel])
-    return result.add_(columns[-1])
+        result.addcmul_(pixels[:, channel : channel + 1], linear[:, :, channel])
+    return result
 
 
 def jitter(images: Tensor, **factors: PerSample) -> Tensor:

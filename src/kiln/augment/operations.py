@@ -138,7 +138,7 @@ class Operations(ABC):
         chosen, bins = self.choose(draws)
         signs = np.where((draws[:, num_draws - self.num_slots :] < 0.5) & np.isin(chosen, SIGNED), -1.0, 1.0)
         pairs = np.stack([chosen, self._table[chosen, bins] * signs], axis=-1)
-        return np.concatenate([flipped, pairs.reshape(len(keys), -1)], axis=1, dtype=np.float64)
+        return np.concatenate([flipped, pairs.reshape(len(keys), 2 * self.num_slots)], axis=1, dtype=np.float64)
 
     def __call__(
         self,
@@ -192,7 +192,7 @@ class Operations(ABC):
             if self.ranges.translate_unit == "share" and name.startswith("Translate"):
                 magnitude = magnitude * levels.shape[-1 if name.endswith("X") else -2]
             there = torch.from_numpy(rows).to(levels.device)
-            levels[there] = OPERATIONS[name](levels[there], magnitude)
+            levels.index_copy_(0, there, OPERATIONS[name](levels.index_select(0, there), magnitude))
 
         for_each(work, pieces)
 

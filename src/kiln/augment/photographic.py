@@ -8,12 +8,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn import functional as F
 
 from kiln.augment.chunks import for_each, pieces_of
-from kiln.augment.color import add_noise, adjust_gamma, adjust_hue, apply_color, color_matrix
+from kiln.augment.color import add_noise, adjust_gamma, adjust_hue, color_steps, multiply_colors
 from kiln.augment.erasing import boxes, erase_
 from kiln.augment.filters import gaussian_blur
-from kiln.augment.geometry import affine_matrix, compose, flip, flip_matrix, moves, perspective_matrix, warp
+from kiln.augment.geometry import Places, affine_matrix, compose, flip, flip_matrix, moves, perspective_matrix
 from kiln.augment.normalized import Output, normalize_levels
 from kiln.augment.values import check_images
 from kiln.random import Purpose, uniform
@@ -87,6 +88,10 @@ COLUMNS = {
     "box": slice(25, 29),  # top, left, height, width as shares, 0 for none
 }
 NUM_COLUMNS = 29
+FACTORS = ("brightness", "contrast", "saturation", "grey")
+RARE = {"blur": 0.0, "noise": 0.0, "hue": 0.0, "gamma": 1.0}
+"""Steps that are not affine in the pixel, in their order, and the value at which each does nothing."""
+MAX_BLUR_PX = 4
 
 
 @dataclass(frozen=True)
@@ -205,60 +210,112 @@ class WarpColorErase:
         check_images(images, channels=(1, 3))
         output = Output(mean, std, dtype)
         out = output.empty_like(images)
-        matrices = self.matrices(params, size=(images.shape[-2], images.shape[-1]))
+        plan = self._plan(images, params, output)
 
         def work(rows: slice) -> None:
-            self._augment(images[rows], params[rows], matrices[rows], output=output, out=out[rows])
+            self._augment(images[rows], params, plan, rows=rows, out=out[rows])
 
         for_each(work, pieces_of(images))
         return out
 
-    def _augment(self, images: Tensor, params: Params, matrices: Tensor, *, output: Output, out: Tensor) -> None:
-        pixels = self._moved(images, params, matrices)
-        pixels = self._rarely(pixels, params)
-        factors = {
-            name: torch.from_numpy(params[:, COLUMNS[name]]).float().to(images.device, non_blocking=True)
-            for name in ("brightness", "contrast", "saturation", "grey")
-        }
-        scale, offset = output.scale_and_offset(images)
-        matrix = color_matrix(pixels.mean((-2, -1)), **factors) * scale[..., 0]
-        matrix[..., -1:] += offset[..., 0]
-        values = apply_color(pixels, matrix, out=out if out.dtype == torch.float32 else None)
-        for channel, (least, step) in enumerate(zip(offset.flatten().tolist(), scale.flatten().tolist(), strict=True)):
-            values[:, channel].clamp_(least, least + 255.0 * step)
-        output.write(values, out)
-        fill = 0.0 if output.mean is not None else 128.0
-        erase_(out, params[:, COLUMNS["box"]], fill=fill)
+    def _plan(self, images: Tensor, params: Params, output: Output) -> Plan:
+        size, device = (images.shape[-2], images.shape[-1]), images.device
+        matrices = self.matrices(params, size=size)
+        warped = moves(matrices).numpy()
+        across, down = mirrored(self, params)
+        scale, offset = (values.flatten() for values in output.scale_and_offset(images))
+        factors = {name: torch.from_numpy(params[:, COLUMNS[name]]) for name in FACTORS}
+        linear, of_mean = (part.to(device) for part in color_steps(len(images), images.shape[1], **factors))
+        return Plan(
+            across=across & ~warped,
+            down=down & ~warped,
+            warped=warped,
+            rare={name: params[:, COLUMNS[name]] != idle for name, idle in RARE.items()},
+            places=Places(matrices, size=size, device=device),
+            linear=(linear * scale.view(-1, 1)).unsqueeze(-1).unsqueeze(-1),
+            of_mean=of_mean * scale.view(-1, 1),
+            offset=offset,
+            limits=[(low, low + 255.0 * step) for low, step in zip(offset.tolist(), scale.tolist(), strict=True)],
+            output=output,
+        )
 
-    def _moved(self, images: Tensor, params: Params, matrices: Tensor) -> Tensor:
-        """Mirrored or warped, (B, C, H, W) float32 in 0..255: a new tensor."""
-        warped = moves(matrices)
-        across, down = (torch.from_numpy(mask) & ~warped for mask in mirrored(self, params))
-        images = flips(images, across.to(images.device), down.to(images.device))
-        pixels = images.to(torch.float32)
-        rows = warped.nonzero()[:, 0]
-        if len(rows):
-            there = rows.to(images.device)
-            pixels[there] = warp(pixels[there], matrices[rows])
-        return pixels
+    def _augment(self, images: Tensor, params: Params, plan: Plan, *, rows: slice, out: Tensor) -> None:
+        pixels = _moved(images, plan, rows)
+        pixels = self._rarely(pixels, params, plan, rows)
+        added = (plan.of_mean[rows] * pixels.mean((-2, -1)).unsqueeze(1)).sum(2) + plan.offset  # (B, C)
+        values = multiply_colors(pixels, plan.linear[rows], out=out if out.dtype == torch.float32 else None)
+        values.add_(added[..., None, None])
+        for channel, (least, most) in enumerate(plan.limits):
+            values[:, channel].clamp_(least, most)
+        plan.output.write(values, out)
+        erase_(out, params[rows, COLUMNS["box"]], fill=0.0 if plan.output.mean is not None else 128.0)
 
-    def _rarely(self, pixels: Tensor, params: Params) -> Tensor:
+    def _rarely(self, pixels: Tensor, params: Params, plan: Plan, rows: slice) -> Tensor:
         """Blur, noise, hue and gamma, for the rows that drew them; float32 in 0..255, in place."""
-        for name, idle in (("blur", 0.0), ("noise", 0.0), ("hue", 0.0), ("gamma", 1.0)):
-            rows = np.flatnonzero(params[:, COLUMNS[name]] != idle)
-            if len(rows) == 0:
+        for name, drawn in plan.rare.items():
+            some = np.flatnonzero(drawn[rows])
+            if len(some) == 0:
                 continue
-            there = torch.from_numpy(rows).to(pixels.device)
-            some, value = pixels[there] / 255.0, torch.from_numpy(params[rows, COLUMNS[name]])
+            there = torch.from_numpy(some).to(pixels.device)
+            mine = params[rows][some]
+            value = torch.from_numpy(mine[:, COLUMNS[name]])
+            changed = pixels.index_select(0, there) / 255.0
             if name == "blur":
-                largest = 2 * min((min(pixels.shape[-2:]) - 1), 4) + 1
-                some = gaussian_blur(some, value, kernel_size=largest)
+                largest = 2 * min(min(pixels.shape[-2:]) - 1, MAX_BLUR_PX) + 1
+                changed = gaussian_blur(changed, value, kernel_size=largest)
             elif name == "noise":
-                seeds = torch.from_numpy(params[rows, COLUMNS["noise_seed"]].astype(np.int64))
-                some = add_noise(some, seeds, sigma=value)
+                seeds = torch.from_numpy(mine[:, COLUMNS["noise_seed"]].astype(np.int64))
+                changed = add_noise(changed, seeds, sigma=value)
             elif name == "hue":
-                some = adjust_hue(some, value)
+                changed = adjust_hue(changed, value)
             else:
-                some = adjust_gamma(some, value)
-            pixels[there] = some * 255.0
+                changed = adjust_gamma(changed, value)
+            pixels.index_copy_(0, there, changed.mul_(255.0))
         return pixels
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What was drawn for a batch, as its pieces use it: everything that does not need the pixels is made once.
+
+    Attributes:
+        across: (B,) mirrored left to right by index; a warped image is mirrored by its matrix.
+        down: (B,) mirrored top to bottom by index.
+        warped: (B,) interpolated.
+        rare: (B,) for each of `RARE`.
+        places: where warped pixels come from.
+        linear: (B, C, C, 1, 1), colour and normalisation as factors of the channels.
+        of_mean: (B, C, C), what the mean colour adds.
+        offset: (C,), what normalisation adds.
+        limits: of each channel, black and white after normalisation.
+        output: what the images become.
+    """
+
+    across: NDArray[np.bool_]
+    down: NDArray[np.bool_]
+    warped: NDArray[np.bool_]
+    rare: dict[str, NDArray[np.bool_]]
+    places: Places
+    linear: Tensor
+    of_mean: Tensor
+    offset: Tensor
+    limits: list[tuple[float, float]]
+    output: Output
+
+
+def _moved(images: Tensor, plan: Plan, rows: slice) -> Tensor:
+    """Mirrored or warped, (B, C, H, W) float32 in 0..255: a new tensor."""
+    for mask, dim in ((plan.across[rows], -1), (plan.down[rows], -2)):
+        if mask.all():
+            images = images.flip(dim)
+        elif mask.any():
+            images = flip(images, torch.from_numpy(mask).to(images.device), dim=dim)
+    pixels = images.to(torch.float32)
+    warped = plan.warped[rows]
+    if warped.all():
+        return F.grid_sample(pixels, plan.places.grid(rows), align_corners=False)
+    if warped.any():
+        some = torch.from_numpy(np.flatnonzero(warped)).to(images.device)
+        sampled = F.grid_sample(pixels.index_select(0, some), plan.places.grid(some + rows.start), align_corners=False)
+        pixels.index_copy_(0, some, sampled)
+    return pixels

@@ -41,7 +41,7 @@ def autocontrast(images: Tensor) -> Tensor:
     top = ceiling(images)
     low, high = images.amin((-2, -1), keepdim=True).float(), images.amax((-2, -1), keepdim=True).float()
     flat = high == low
-    scale = torch.where(flat, 1.0, (high - low) / top)
+    scale = torch.where(flat, 1.0, (high - low) * (1.0 / top))
     values = (images.float() - torch.where(flat, 0.0, low)).div_(scale).clamp_(0, top)
     # like torchvision: bytes are cut off, not rounded
     return as_levels(values.floor_() if images.dtype == torch.uint8 else values, images)
@@ -54,7 +54,7 @@ def equalize(images: Tensor) -> Tensor:
     """
     check_images(images)
     is_levels = images.dtype == torch.uint8
-    levels = images if is_levels else images.float().mul(255).round_().clamp_(0, 255).to(torch.uint8)
+    levels = images if is_levels else images.float().mul(256.0 - 1e-3).clamp_(0, 255).to(torch.uint8)
     index = levels.flatten(2).to(torch.int64)  # (B, C, H * W)
     num = index.shape[-1]
     counts = torch.zeros(*index.shape[:2], 256, dtype=torch.int32, device=images.device)
