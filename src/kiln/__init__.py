@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 __all__ = [
-    "train", "resume", "evaluate", "predict", "export", "pack", "check", "demo", "show", "load",
+    "train", "resume", "evaluate", "predict", "export", "pack", "check", "demo", "show", "bench_data", "load",
     "fit", "open_source", "create_model",
     "Recipe", "Run", "Batch", "KilnError",
 ]  # fmt: skip
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from kiln.data.source import open_source
     from kiln.engine.fit import fit
     from kiln.errors import KilnError
+    from kiln.jobs.bench_data import bench_data
     from kiln.jobs.check import check
     from kiln.jobs.demo import demo
     from kiln.jobs.evaluate import evaluate

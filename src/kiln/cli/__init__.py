@@ -24,6 +24,7 @@ VERBS = {
     "pack": "copy images into a form that is read faster",
     "models": "list the models there are, or describe one",
     "show": "write a picture of what training sees, before and after augmentation",
+    "bench": "measure the data path on this machine, and tell where the wall is",
     "cache": "list or remove what is kept of decoded images",
     "recipe": "show the settings: a preset, a field, the JSON schema",
     "demo": "train on handwritten digits, to see that all is well",
