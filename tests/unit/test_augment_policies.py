@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+from typing import Any
 
 import numpy as np
 import pytest
@@ -33,7 +34,7 @@ def levels(num=24, channels=3, size=(40, 36)):
 def test_any_cut_and_any_number_of_threads_give_the_same_bits(text, normalised, monkeypatch):
     chosen, images = policy(text, vflip=0.3), levels()
     before, params = images.clone(), chosen.draw(1, 2, keys(24))
-    how = {"mean": MEAN, "std": STD} if normalised else {}
+    how: dict[str, Any] = {"mean": MEAN, "std": STD} if normalised else {}
     whole = chosen(images, params, **how).clone()
     assert whole.dtype == (torch.float32 if normalised else torch.uint8)
     assert torch.equal(images, before)

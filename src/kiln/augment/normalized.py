@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from kiln.augment.chunks import for_each, pieces_of
 from kiln.augment.recycled import recycled_like
 from kiln.errors import UsageError
 
@@ -53,14 +55,21 @@ class Output:
             out.copy_(values)
 
 
-def normalize_levels(levels: Tensor, output: Output, out: Tensor) -> None:
-    """uint8 levels (B, C, H, W) into `out`, as `output` says."""
-    if output.mean is None:
-        out.copy_(levels)
-        return
-    scale, offset = output.scale_and_offset(levels)
-    values = out if out.dtype == torch.float32 else torch.empty_like(out, dtype=torch.float32)
-    output.write(values.copy_(levels).mul_(scale).add_(offset), out)
+def normalized(images: Tensor, output: Output, levels_of: Callable[[slice], Tensor]) -> Tensor:
+    """A batch in pieces: `levels_of` some rows, uint8 (B, C, H, W), become what `output` says."""
+    out = output.empty_like(images)
+    scale, offset = output.scale_and_offset(images)
+
+    def work(rows: slice) -> None:
+        levels, place = levels_of(rows), out[rows]
+        if output.mean is None:
+            place.copy_(levels)
+            return
+        values = place if place.dtype == torch.float32 else torch.empty_like(place, dtype=torch.float32)
+        output.write(values.copy_(levels).mul_(scale).add_(offset), place)
+
+    for_each(work, pieces_of(images))
+    return out
 
 
 def standardize(images: Tensor, *, per_channel: bool = True) -> Tensor:

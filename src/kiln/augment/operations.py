@@ -17,7 +17,7 @@ from torch import Tensor
 
 from kiln.augment import color, filters, geometry, tone
 from kiln.augment.chunks import chunk_rows, for_each, pieces_of
-from kiln.augment.normalized import Output, normalize_levels
+from kiln.augment.normalized import Output, normalized
 from kiln.augment.photographic import Params, flips
 from kiln.augment.published import PUBLISHED
 from kiln.augment.recycled import recycled_like
@@ -109,6 +109,10 @@ class Ranges:
 WIDE = Ranges(shear=0.99, translate=32.0, translate_unit="px", rotate=135.0, enhance=0.99, posterize=6)
 
 
+IMAGES_AT_ONCE = 4
+"""Pieces of one operation are larger than the others: its dozen small steps on parameters cost as much as an image."""
+
+
 class Operations(ABC):
     """Flips, then one operation after another. What was drawn: (B, 2 + 2 * slots), flips as uniform numbers, then the
     index in `NAMES` and the magnitude of each operation. Index 0 does nothing.
@@ -171,15 +175,11 @@ class Operations(ABC):
         for slot in range(self.num_slots):
             self._apply_(levels, params[:, 2 + 2 * slot], params[:, 3 + 2 * slot])
         output = Output(mean, std, dtype)
-        if output.mean is None:
-            return levels
-        out = output.empty_like(levels)
-        for_each(lambda rows: normalize_levels(levels[rows], output, out[rows]), pieces_of(levels))
-        return out
+        return levels if output.mean is None else normalized(levels, output, lambda rows: levels[rows])
 
     def _apply_(self, levels: Tensor, chosen: Params, magnitudes: Params) -> None:
         """Each row through its operation; rows with the same one together, in pieces."""
-        size = chunk_rows(levels)
+        size = IMAGES_AT_ONCE * chunk_rows(levels)
         pieces = []
         for index in np.unique(chosen):
             if NAMES[int(index)] != "Identity":

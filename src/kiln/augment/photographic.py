@@ -15,7 +15,7 @@ from kiln.augment.color import add_noise, adjust_gamma, adjust_hue, color_steps,
 from kiln.augment.erasing import boxes, erase_
 from kiln.augment.filters import gaussian_blur
 from kiln.augment.geometry import Places, affine_matrix, compose, flip, flip_matrix, moves, perspective_matrix
-from kiln.augment.normalized import Output, normalize_levels
+from kiln.augment.normalized import Output, normalized
 from kiln.augment.values import check_images
 from kiln.random import Purpose, uniform
 
@@ -46,14 +46,7 @@ class Light:
         across, down = (torch.from_numpy(mask).to(images.device) for mask in mirrored(self, params))
         if mean is None and std is None:
             return flips(images, across, down)
-        output = Output(mean, std, dtype)
-        out = output.empty_like(images)
-
-        def work(rows: slice) -> None:
-            normalize_levels(flips(images[rows], across[rows], down[rows]), output, out[rows])
-
-        for_each(work, pieces_of(images))
-        return out
+        return normalized(images, Output(mean, std, dtype), lambda rows: flips(images[rows], across[rows], down[rows]))
 
 
 def mirrored(policy: Light | WarpColorErase, params: Params) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:

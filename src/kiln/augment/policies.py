@@ -12,8 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from kiln.augment.chunks import for_each, pieces_of
-from kiln.augment.normalized import Output, normalize_levels
+from kiln.augment.normalized import Output, normalized
 from kiln.augment.operations import AutoAugment, Rand, Trivial
 from kiln.augment.photographic import Light, Params, WarpColorErase
 from kiln.augment.published import PUBLISHED
@@ -58,10 +57,7 @@ class Nothing:
         dtype: torch.dtype = torch.float32,
     ) -> Tensor:
         """A copy, or normalised images."""
-        output = Output(mean, std, dtype)
-        out = output.empty_like(images)
-        for_each(lambda rows: normalize_levels(images[rows], output, out[rows]), pieces_of(images))
-        return out
+        return normalized(images, Output(mean, std, dtype), lambda rows: images[rows])
 
 
 def standard(*, hflip: float = 0.5, vflip: float = 0.0) -> WarpColorErase:
