@@ -92,7 +92,7 @@ def test_how_often_standard_does_what():
     assert (params[:, COLUMNS["box"]][:, 2] > 0).mean() == pytest.approx(0.25, abs=0.03)
     area = params[:, COLUMNS["box"]][:, 2:].prod(1)
     assert area.max() < 0.34
-    assert np.abs(params[:, COLUMNS["angle"]]).max() == pytest.approx(10, abs=0.1)
+    assert np.abs(params[:, COLUMNS["angle"]]).max() == pytest.approx(10.0, abs=0.1)
     assert np.abs(params[:, COLUMNS["contrast"]] - 1).max() == pytest.approx(0.3, abs=0.01)
 
 

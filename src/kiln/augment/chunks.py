@@ -5,8 +5,10 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
+from functools import cache
 from typing import TypeVar
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -25,6 +27,7 @@ def for_each(work: Callable[[Piece], None], pieces: Iterable[Piece]) -> None:
     cache of one core. The pool sleeps between batches.
     """
     pieces = list(pieces)
+    _keep_freed_memory()
     num_threads = torch.get_num_threads()
     if num_threads == 1 or len(pieces) < 2:
         for piece in pieces:
@@ -42,6 +45,16 @@ def for_each(work: Callable[[Piece], None], pieces: Iterable[Piece]) -> None:
 
     for done in [_pools[num_threads].submit(quietly, piece) for piece in pieces]:
         done.result()
+
+
+@cache
+def _keep_freed_memory() -> None:
+    """Teach glibc, once, to keep freed blocks of this size for the next piece instead of giving them back.
+
+    It learns from the largest block that was freed, up to 32 MiB. Until then every intermediate result of a piece comes
+    fresh from the system, at a page fault for each 4 KiB: more than the arithmetic takes. Elsewhere this does nothing.
+    """
+    np.empty(31 * 2**20, np.uint8)  # never touched, so it takes no memory
 
 
 def pieces_of(images: Tensor) -> list[slice]:
