@@ -45,6 +45,9 @@ OPTIMIZERS = {"sgd": "kiln.optim.optimizers:sgd", "adamw": "kiln.optim.optimizer
 
 SCHEDULES = {"cosine": "kiln.optim.schedules:cosine", "constant": "kiln.optim.schedules:constant"}
 
+TRANSFORMS: dict[str, str] = {}
+"""The user's own, as module:name: a callable, or a class or function without arguments that makes one."""
+
 SAMPLERS: dict[str, str] = {}
 """The user's own, as module:name: called with the training targets, gives an iterable of places among them."""
 

@@ -17,8 +17,9 @@ from small_runs import SECONDS, Group, Trial, differing, metrics, outcome, statu
 
 pytestmark = pytest.mark.ddp
 
-EXACT = ("--set", "model.kwargs={norm: group, drop: 0}", "--set", "training.ema_decay=0")
-"""Equality across process counts is claimed without dropout and BatchNorm."""
+EXACT = ("--set", "model.kwargs={norm: group, drop: 0}", "--set", "training.ema_decay=0", "--opt", "sgd")
+"""Equality across process counts is claimed without dropout and BatchNorm. And not by Adam here: where a gradient is 0 but
+for rounding, its division makes whole steps of the rounding."""
 WARM_UP = Group.warm_up
 
 

@@ -51,11 +51,11 @@ def test_what_is_printed_from_the_first_line_to_the_last(tmp_path, monkeypatch):
         "decided    run.device = cpu: the accelerator, if there is one, else the CPU",
         "training   2 epochs of 2 steps, 16 images a step",
         "exactness  E2: killed and resumed on this machine, the run ends the same, bit for bit",
-        *shown.splitlines()[10:12],
+        *shown.splitlines()[11:13],
         "measuring the best model on val, 6 images",
-        shown.splitlines()[13],
+        shown.splitlines()[14],
         "measuring the best model on test, 6 images",
-        shown.splitlines()[15],
+        shown.splitlines()[16],
         "run    runs/my photos-small_cnn",
         "model  runs/my photos-small_cnn/model.safetensors",
         "next   kiln evaluate 'runs/my photos-small_cnn' --split test",
@@ -65,10 +65,10 @@ def test_what_is_printed_from_the_first_line_to_the_last(tmp_path, monkeypatch):
     epoch = (
         r"epoch    [12]/2  train loss \d\.\d{4}  val accuracy \d+\.\d % \(.* to .*\), loss .*  R img/s  T left(  best)?"
     )
-    assert all(re.fullmatch(epoch, line) for line in shown.splitlines()[10:12])
-    assert re.fullmatch(r"val    accuracy .* % \(.* to .*\), loss .* \(.* to .*\), n 6", shown.splitlines()[13])
+    assert all(re.fullmatch(epoch, line) for line in shown.splitlines()[11:13])
+    assert re.fullmatch(r"val    accuracy .* % \(.* to .*\), loss .* \(.* to .*\), n 6", shown.splitlines()[14])
     log = (tmp_path / "runs/my photos-small_cnn/log.txt").read_text().splitlines()
-    assert log == said.out.splitlines()[:16]
+    assert log == said.out.splitlines()[:17]
     assert command("evaluate", "runs/my photos-small_cnn", "--split", "test").status == 0  # as it was printed
 
 

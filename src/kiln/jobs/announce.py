@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from kiln.data.sampler import Foreign
 from kiln.data.storage import counted, shown
+from kiln.data.transform import TransformedImages, takes_rng
 from kiln.jobs.assemble import Training
 from kiln.jobs.intake import Intake
 from kiln.jobs.resolve import Settings
@@ -57,6 +59,11 @@ def exactness(training: Training, settings: Settings) -> str:
     """Which class of exactness a resume of this run has, and why."""
     if settings.values["data.path"] is None:
         return "E0, best effort: a Dataset object may hold randomness of its own"
+    images, sampler = training.batches.batches.assembler.images, training.batches.batches.sampler.sampler
+    if isinstance(images, TransformedImages) and not takes_rng(images.transform):
+        return "E0, best effort: the transform may hold randomness of its own (one with a parameter rng is exact)"
+    if isinstance(sampler, Foreign):
+        return "E0, best effort: the sampler is your own"
     if training.state.device.type == "cpu" or settings.values["run.determinism"] == "strict":
         return "E2: killed and resumed on this machine, the run ends the same, bit for bit"
     return "E1: killed and resumed, same samples and augmentations, losses within 1e-5 (E2 by --set run.determinism=strict)"

@@ -25,13 +25,14 @@ from kiln.data.sampler import (
     class_weights,
     take_fraction,
 )
+from kiln.data.transform import TransformedImages
 from kiln.engine.strategy import Strategy
 from kiln.errors import DataError, UsageError
 from kiln.jobs.intake import Indices, Intake
 from kiln.jobs.pixel_form import images_of
 from kiln.jobs.resolve import Settings
 from kiln.models.create import Created, create_model
-from kiln.names import SAMPLERS, resolve
+from kiln.names import SAMPLERS, TRANSFORMS, resolve
 from kiln.pixels import PixelContract
 from kiln.random import keys_of
 
@@ -67,7 +68,7 @@ def assemble_batches(settings: Settings, intake: Intake, strategy: Strategy, *, 
     seed, keys = settings["training.seed"], keys_of(intake.source.keys)
     sampler = _sampler(settings, intake, train)
     loader = TrainLoader(
-        Assembler(images.training, intake.targets),
+        Assembler(_transformed(settings, intake, images.training), intake.targets),
         sampler,
         _cut(settings, len(sampler), strategy, pairs=mixing is not None),
         keys=keys,
@@ -158,6 +159,17 @@ def _measured(intake: Intake, contract: PixelContract) -> dict[str, Any]:
     mean = (counts * values).sum(1) / counts.sum(1)
     std = ((counts * (values - mean[:, None]) ** 2).sum(1) / counts.sum(1)).sqrt()
     return {"mean": mean.tolist(), "std": std.clamp_min(1 / 255).tolist(), "count": len(made.batch)}
+
+
+def _transformed(settings: Settings, intake: Intake, images: Images) -> Images:
+    """The images as the user's own transform changes them."""
+    name = settings["augment.transform"]
+    if name is None:
+        return images
+    if intake.source.transformed:
+        raise UsageError("E103", f"augment.transform = {name!r}, but the data come already transformed")
+    named = resolve(TRANSFORMS, name, kind="transform")
+    return TransformedImages(images, named() if isinstance(named, type) else named)
 
 
 def _chosen(settings: Settings, intake: Intake) -> Indices:

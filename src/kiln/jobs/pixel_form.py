@@ -86,7 +86,7 @@ def _pixel_form(
     """What is cropped from: a stored form, the file's bytes kept, or None for the file itself."""
     form = _stored_form(settings, contract)
     if settings.asks("data.pixel_form"):
-        value, reason = _rule(settings, intake, headers, form, crop)
+        value, reason = _rule(intake, headers, form, crop)
         settings.decide("data.pixel_form", value, reason)
     total = len(intake.split.train) * _mean_bytes(headers, form)
     if settings.asks("data.stored_jpeg"):
@@ -109,7 +109,7 @@ def _stored_form(settings: Settings, contract: PixelContract) -> StoredForm:
     return StoredForm(px, contract.channels, contract.interpolation, contract.max_pixels)
 
 
-def _rule(settings: Settings, intake: Intake, headers: list[Header], form: StoredForm, crop: str) -> tuple[str, str]:
+def _rule(intake: Intake, headers: list[Header], form: StoredForm, crop: str) -> tuple[str, str]:
     if crop != "resized":
         return "original", "training sees the contract's own image" + (", moved a little" if crop == "padded" else "")
     if not headers:

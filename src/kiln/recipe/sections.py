@@ -182,6 +182,9 @@ class Augment(Section):
     cutmix: Annotated[float, Interval(ge=0, le=100)] = option(
         0.0, "Paste a rectangle of one image into another: alpha of its area, 1 is usual; 0 is off."
     )
+    transform: str | None = option(
+        None, "Your own transform of each cropped image (torchvision, albumentations, any), as module:name."
+    )
     mix_prob: Share = option(1.0, "Probability that a sample is mixed, where mixup or cutmix is on.")
 
 
