@@ -83,8 +83,18 @@ def test_what_pillow_must_judge_is_left_to_pillow():
     assert open_jpeg(VARIANTS["plain"], max_pixels=100) is None
     assert open_jpeg(b"\xff\xd8\xff nothing", max_pixels=MANY) is None
     assert open_jpeg(b"\x89PNG", max_pixels=MANY) is None
-    scans = VARIANTS["plain"].replace(b"\xff\xda", b"\xff\xda" * 200)
+    scans = VARIANTS["progressive"] + b"\xff\xda" * 200
     assert open_jpeg(scans, max_pixels=MANY) is None
+    assert open_jpeg(VARIANTS["plain"][:40], max_pixels=MANY) is None
+
+
+def test_metadata_is_found_wherever_it_stands():
+    """A segment before it may hold any bytes, those of a scan too."""
+    data = turned(6)
+    misleading = b"\xff\xe4\x00\x08" + b"\xff\xda\xff\xd9\x00\x00"
+    assert open_jpeg(data[:2] + misleading + data[2:], max_pixels=MANY).orientation == 6
+    filled = data[:2] + b"\xff\xff\xff" + data[2:]
+    assert open_jpeg(filled, max_pixels=MANY).orientation == 6
 
 
 @pytest.mark.parametrize("keep", [0.3, 0.6, 0.9, 0.99])

@@ -33,6 +33,7 @@ _JPEG = b"\xff\xd8\xff"
 _COLORSPACES = {"YCbCr", "Gray", "RGB"}
 _ORIENTED = (b"Exif\0\0", b"http://ns.adobe.com/xap/")
 _MAX_SCANS = 100
+_PROGRESSIVE = (0xC2, 0xC6, 0xCA, 0xCE)
 # What torch.nn.functional.interpolate(antialias=True) calls; only here can the result go where it belongs.
 _nn: Any = torch._C._nn  # type: ignore[attr-defined]
 _KERNELS = {"bilinear": _nn._upsample_bilinear2d_aa, "bicubic": _nn._upsample_bicubic2d_aa}
@@ -100,15 +101,42 @@ def open_jpeg(data: bytes, *, max_pixels: int) -> Encoded | None:
         return None
     try:
         head: tuple[Any, ...] = simplejpeg.decode_jpeg_header(data)
-    except ValueError:
+        progressive, oriented = _read_markers(data)
+    except (ValueError, IndexError):
         return None
     height, width, colorspace, _ = head
-    if colorspace not in _COLORSPACES or height * width > max_pixels or data.count(b"\xff\xda") > _MAX_SCANS:
+    if colorspace not in _COLORSPACES or height * width > max_pixels:
         return None
-    if not any(mark in data for mark in _ORIENTED):
+    if progressive and data.count(b"\xff\xda") > _MAX_SCANS:
+        return None
+    if not oriented:
         return Encoded(data, height, width, 1)
     header = pixels.probe(data, max_pixels=max_pixels)
     return Encoded(data, header.height, header.width, header.orientation)
+
+
+def _read_markers(data: bytes) -> tuple[bool, bool]:
+    """Whether the file is progressive, and whether it has metadata that may turn the image; reads up to the first scan.
+
+    Raises: ValueError, IndexError: no such file.
+    """
+    progressive = oriented = False
+    place = 2
+    while True:
+        if data[place] != 0xFF:
+            raise ValueError("no marker")
+        marker = data[place + 1]
+        if marker == 0xDA:
+            return progressive, oriented
+        if marker == 0xFF:  # a byte to fill up
+            place += 1
+            continue
+        if marker == 0x01 or 0xD0 <= marker <= 0xD8:  # stands alone
+            place += 2
+            continue
+        progressive = progressive or marker in _PROGRESSIVE
+        oriented = oriented or (marker == 0xE1 and data.startswith(_ORIENTED, place + 4))
+        place += 2 + (data[place + 2] << 8) + data[place + 3]
 
 
 def decode(data: bytes, *, channels: int, max_pixels: int) -> Array:
