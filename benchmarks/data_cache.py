@@ -218,7 +218,7 @@ def kiln_small(where: Path) -> Iterator[Any]:
     source = open_source(where)
     train = np.flatnonzero(np.array([split == "train" for split in source.splits or ["train"] * len(source)]))
     contract, keys, light = PixelContract(32, 32), keys_of(source.keys), policy("light")
-    form = ContractForm(contract)
+    form = ContractForm(contract, fast=True)
     store = open_store(source, form, tier="disk", needed=len(source) * 32 * 32 * 3, limit_bytes=10**12)
     loader = TrainLoader(
         Assembler(

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from kiln.augment.chunks import for_each, pieces_of
 from kiln.augment.recycled import recycled_like
+from kiln.augment.values import is_channels_last
 from kiln.errors import UsageError
 
 
@@ -78,11 +79,6 @@ def normalized(images: Tensor, output: Output, levels_of: Callable[[slice], Tens
 
     for_each(work, pieces_of(images))
     return out
-
-
-def is_channels_last(images: Tensor) -> bool:
-    """Whether the channels of a pixel lie together, (B, H, W, C) in memory, and not also as planes."""
-    return images.is_contiguous(memory_format=torch.channels_last) and not images.is_contiguous()
 
 
 def standardize(images: Tensor, *, per_channel: bool = True) -> Tensor:

@@ -14,6 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from kiln.augment.values import is_channels_last
+
 SMALLEST_BYTES = 2**20
 MAX_FREE = 2
 """Blocks kept for the next batch: a loop holds one batch while the next one is made."""
@@ -30,7 +32,7 @@ def recycled_like(images: Tensor, dtype: torch.dtype) -> Tensor:
     lent = block[:num_bytes]  # torch keeps this array as long as any tensor looks at the memory
     weakref.finalize(lent, _free.append, block).atexit = False
     flat = torch.from_numpy(lent).view(dtype)
-    if images.is_contiguous(memory_format=torch.channels_last) and not images.is_contiguous():
+    if is_channels_last(images):
         num, channels, height, width = images.shape
         return flat.view(num, height, width, channels).permute(0, 3, 1, 2)
     return flat.view(images.shape)

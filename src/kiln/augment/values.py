@@ -29,6 +29,11 @@ def check_images(images: Tensor, *, channels: tuple[int, ...] = ()) -> None:
         raise UsageError("E107", what, expected=expected, hint="use geometry and erasing alone on such images")
 
 
+def is_channels_last(images: Tensor) -> bool:
+    """Whether the channels of a pixel lie together, (B, H, W, C) in memory, and not also as planes."""
+    return images.is_contiguous(memory_format=torch.channels_last) and not images.is_contiguous()
+
+
 def ceiling(images: Tensor) -> float:
     """The brightest value that these images can hold."""
     return 255.0 if images.dtype == torch.uint8 else 1.0

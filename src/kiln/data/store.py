@@ -65,6 +65,8 @@ class Store:
 
     def many(self, indices: NDArray[np.int64], shape: tuple[int, int, int]) -> NDArray[np.uint8] | None:
         """(B, H, W, C), a copy, when all of these are there and have this shape; else None."""
+        if self._pending and (self._offsets[indices] < 0).any():
+            self.flush()
         size = shape[0] * shape[1] * shape[2]
         slots, beside = np.divmod(self._offsets[indices], size)
         if (self._offsets[indices] < 0).any() or beside.any() or (self._shapes[indices] != shape).any():
@@ -103,6 +105,8 @@ class Store:
             parts = [_flat(made) for made, fit in zip(missing.values(), fits, strict=True) if fit]
             self.log.append(records[fits], parts)
             self._take_in(self.log.fresh())
+            written = np.array(list(missing), np.int64)[fits]
+            self._verified[written] = self._offsets[written] >= 0  # by this very process, a moment ago
         self._pending, self._pending_bytes = {}, 0
 
     def _records_of(self, pending: dict[int, Kept]) -> NDArray[np.void]:
@@ -138,7 +142,9 @@ class Store:
 
     def filled_of(self, indices: NDArray[np.int64]) -> float:
         """The share of these samples that are there."""
-        there = np.count_nonzero(self._offsets[indices] >= 0) + sum(index in self._pending for index in indices.tolist())
+        there = np.count_nonzero(self._offsets[indices] >= 0) + sum(
+            index in self._pending for index in indices.tolist()
+        )
         return there / len(indices) if len(indices) else 0.0
 
     @property

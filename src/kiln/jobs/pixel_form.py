@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-import numpy as np
 import psutil
 
 from kiln.data import room
@@ -49,21 +48,27 @@ def images_of(settings: Settings, intake: Intake, contract: PixelContract) -> Im
         cropped = source if form is None else _kept(settings, source, train, form, what="training")
         training = RandomCropImages(cropped, contract, scale=scale, ratio=ratio)
         return ImagesOf(training, _contract_images(settings, source, contract, val, what="validation"))
-    both = np.concatenate([train, val])
-    plain = _contract_images(settings, source, contract, both, what="training and validation")
+    plain = _contract_images(settings, source, contract, train, what="training", fast=True)
+    validation = _contract_images(settings, source, contract, val, what="validation")
     if crop == "none":
-        return ImagesOf(plain, plain)
-    return ImagesOf(PaddedCropImages(plain, max(1, round(padding * contract.height))), plain)
+        return ImagesOf(plain, validation)
+    return ImagesOf(PaddedCropImages(plain, max(1, round(padding * contract.height))), validation)
 
 
 def _contract_images(
-    settings: Settings, source: Source, contract: PixelContract, indices: Indices, *, what: str
+    settings: Settings,
+    source: Source,
+    contract: PixelContract,
+    indices: Indices,
+    *,
+    what: str,
+    fast: bool = False,
 ) -> ContractImages | KeptImages:
     """The contract's own images of some samples, kept if there is room."""
     if settings["data.cache"] == "off" or not source.has_headers or not len(indices):
-        return ContractImages(source, contract)
-    kept = _kept(settings, source, indices, ContractForm(contract), what=what)
-    return KeptImages(kept, contract) if kept.store is not None else ContractImages(source, contract)
+        return ContractImages(source, contract, fast)
+    kept = _kept(settings, source, indices, ContractForm(contract, fast), what=what)
+    return KeptImages(kept, contract) if kept.store is not None else ContractImages(source, contract, fast)
 
 
 def _crop(settings: Settings, intake: Intake, headers: list[Header], contract: PixelContract) -> str:
@@ -134,7 +139,7 @@ def _settle_cache(settings: Settings, form: Form | None) -> None:
         settings.decide("data.cache", "disk", reason)
     settings["data.cache_size"]  # without effect only where the cache is off, which may have been decided elsewhere
     if settings.asks("data.cache_size"):
-        if settings["data.cache"] in ("memory", "device"):
+        if settings["data.cache"] == "memory":
             half = int(MEMORY_SHARE * psutil.virtual_memory().available)
             settings.decide("data.cache_size", f"{half}B", "half of the memory that is free")
         else:
@@ -147,7 +152,7 @@ def _kept(settings: Settings, source: Source, indices: Indices, form: Form, *, w
     if tier == "off":
         return StoredSource(source, form, None)
     needed = bytes_needed(source, form, sample_headers(source, indices), indices.tolist())
-    store = open_store(source, form, tier="disk" if tier == "disk" else "memory", needed=needed, limit_bytes=limit)
+    store = open_store(source, form, tier=tier, needed=needed, limit_bytes=limit)
     if store is None:
         note = f"{what}: no room for it: each image is made in every epoch (--cache-size, kiln cache clear)"
     else:
