@@ -42,7 +42,7 @@ def test_any_cut_and_any_number_of_threads_give_the_same_bits(text, normalised, 
     try:
         for num_threads, num_values in ((1, 1), (2, 5000), (3, 10**7)):
             torch.set_num_threads(num_threads)
-            monkeypatch.setattr(chunks, "CHUNK_PIXELS", num_values)
+            monkeypatch.setattr(chunks, "CHUNK_VALUES", num_values)
             assert torch.equal(chosen(images, params, **how), whole)
             parts = [chosen(images[rows], params[rows], **how) for rows in (slice(0, 7), slice(7, 24))]
             assert torch.equal(torch.cat(parts), whole)

@@ -134,7 +134,7 @@ def test_a_torn_or_damaged_index_costs_its_records_alone(folder, cut):
 
 
 def test_a_hole_of_zeros_is_no_entry(folder):
-    source, store = opened(folder)
+    _, store = opened(folder)
     store.close()
     (store.log.folder / "index.bin").write_bytes(bytes(400))
     _, again = opened(folder)

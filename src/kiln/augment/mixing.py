@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from kiln.augment.chunks import for_each, pieces_of
+from kiln.augment.chunks import pieces_of
 from kiln.augment.values import PerSample, as_levels, check_images, per_sample
 from kiln.errors import UsageError
 from kiln.random import Purpose, uniform
@@ -50,12 +50,9 @@ def mixup(images: Tensor, lam: PerSample, partner: NDArray[np.int64]) -> Mixed:
     there, alone = _on(partner, images)
     lam = torch.where(alone, 1.0, per_sample(lam, images, name="lam"))
     out = torch.empty_like(images)
-
-    def work(rows: slice) -> None:
+    for rows in pieces_of(images):
         own, other = images[rows].to(torch.float32), images[there[rows]].to(torch.float32)
         out[rows] = as_levels(other.lerp(own, lam[rows].view(-1, 1, 1, 1)), images)  # exactly its own at lambda 1
-
-    for_each(work, pieces_of(images))
     return out, there, lam
 
 

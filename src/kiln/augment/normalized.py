@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from kiln.augment.chunks import for_each, pieces_of
+from kiln.augment.chunks import pieces_of
 from kiln.augment.recycled import recycled_like
 from kiln.augment.values import is_channels_last
 from kiln.errors import UsageError
@@ -61,12 +61,11 @@ def normalized(images: Tensor, output: Output, levels_of: Callable[[slice], Tens
     out = output.empty_like(images)
     scale, offset = output.scale_and_offset(images)
     scale_of_line, offset_of_line = (value.flatten().repeat(images.shape[-1]) for value in (scale, offset))
-
-    def work(rows: slice) -> None:
+    for rows in pieces_of(images):
         levels, place = levels_of(rows), out[rows]
         if output.mean is None:
             place.copy_(levels)
-            return
+            continue
         values = place if place.dtype == torch.float32 else torch.empty_like(place, dtype=torch.float32)
         values.copy_(levels)
         if is_channels_last(values):
@@ -76,8 +75,6 @@ def normalized(images: Tensor, output: Output, levels_of: Callable[[slice], Tens
         else:
             values.mul_(scale).add_(offset)
         output.write(values, place)
-
-    for_each(work, pieces_of(images))
     return out
 
 

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from kiln.augment import color, filters, geometry, tone
-from kiln.augment.chunks import chunk_rows, for_each, pieces_of
+from kiln.augment.chunks import chunk_rows, pieces_of
 from kiln.augment.normalized import Output, normalized
 from kiln.augment.photographic import Params, flips
 from kiln.augment.published import PUBLISHED
@@ -109,10 +109,6 @@ class Ranges:
 WIDE = Ranges(shear=0.99, translate=32.0, translate_unit="px", rotate=135.0, enhance=0.99, posterize=6)
 
 
-IMAGES_AT_ONCE = 4
-"""Pieces of one operation are larger than the others: its dozen small steps on parameters cost as much as an image."""
-
-
 class Operations(ABC):
     """Flips, then one operation after another. What was drawn: (B, 2 + 2 * slots), flips as uniform numbers, then the
     index in `NAMES` and the magnitude of each operation. Index 0 does nothing.
@@ -166,35 +162,27 @@ class Operations(ABC):
         check_images(images, channels=(1, 3))
         across = torch.from_numpy(params[:, 0] < self.hflip).to(images.device)
         down = torch.from_numpy(params[:, 1] < self.vflip).to(images.device)
-        levels = recycled_like(images, torch.uint8)
-
-        def flip_piece(rows: slice) -> None:
+        # As planes: with the channels of a pixel side by side, every factor for a channel would cost ten times as much.
+        levels = recycled_like(images, torch.uint8, planes=True)
+        for rows in pieces_of(images):
             levels[rows] = flips(images[rows], across[rows], down[rows])
-
-        for_each(flip_piece, pieces_of(images))
         for slot in range(self.num_slots):
             self._apply_(levels, params[:, 2 + 2 * slot], params[:, 3 + 2 * slot])
         output = Output(mean, std, dtype)
-        return levels if output.mean is None else normalized(levels, output, lambda rows: levels[rows])
+        return normalized(images, output, lambda rows: levels[rows])
 
     def _apply_(self, levels: Tensor, chosen: Params, magnitudes: Params) -> None:
         """Each row through its operation; rows with the same one together, in pieces."""
-        size = IMAGES_AT_ONCE * chunk_rows(levels)
-        pieces = []
-        for index in np.unique(chosen):
-            if NAMES[int(index)] != "Identity":
-                rows = np.flatnonzero(chosen == index)
-                pieces += [(NAMES[int(index)], rows[start : start + size]) for start in range(0, len(rows), size)]
-
-        def work(piece: tuple[str, NDArray[np.int64]]) -> None:
-            name, rows = piece
-            magnitude = torch.from_numpy(magnitudes[rows])
-            if self.ranges.translate_unit == "share" and name.startswith("Translate"):
-                magnitude = magnitude * levels.shape[-1 if name.endswith("X") else -2]
-            there = torch.from_numpy(rows).to(levels.device)
-            levels.index_copy_(0, there, OPERATIONS[name](levels.index_select(0, there), magnitude))
-
-        for_each(work, pieces)
+        size = chunk_rows(levels)
+        for index in np.unique(chosen).astype(int).tolist():
+            name, alike = NAMES[index], np.flatnonzero(chosen == index)
+            for start in range(0, 0 if name == "Identity" else len(alike), size):
+                rows = alike[start : start + size]
+                magnitude = torch.from_numpy(magnitudes[rows])
+                if self.ranges.translate_unit == "share" and name.startswith("Translate"):
+                    magnitude = magnitude * levels.shape[-1 if name.endswith("X") else -2]
+                there = torch.from_numpy(rows).to(levels.device)
+                levels.index_copy_(0, there, OPERATIONS[name](levels.index_select(0, there), magnitude))
 
 
 class Trivial(Operations):

@@ -23,16 +23,23 @@ MAX_FREE = 2
 _free: deque[np.ndarray] = deque(maxlen=MAX_FREE)
 
 
-def recycled_like(images: Tensor, dtype: torch.dtype) -> Tensor:
-    """An uninitialised tensor like `torch.empty_like(images, dtype=dtype)`, on memory that is used again."""
+def recycled_like(images: Tensor, dtype: torch.dtype, *, planes: bool = False) -> Tensor:
+    """An uninitialised tensor like `torch.empty_like(images, dtype=dtype)`, on memory that is used again.
+
+    Args:
+        images: whose shape, device and order in memory it has.
+        dtype: of the tensor.
+        planes: (B, C, H, W) in memory, whatever the order of `images`.
+    """
     num_bytes = images.numel() * dtype.itemsize
     if images.device.type != "cpu" or num_bytes < SMALLEST_BYTES:
-        return torch.empty_like(images, dtype=dtype)
+        order = torch.contiguous_format if planes else torch.preserve_format
+        return torch.empty_like(images, dtype=dtype, memory_format=order)
     block = _take(num_bytes)
     lent = block[:num_bytes]  # torch keeps this array as long as any tensor looks at the memory
     weakref.finalize(lent, _free.append, block).atexit = False
     flat = torch.from_numpy(lent).view(dtype)
-    if is_channels_last(images):
+    if is_channels_last(images) and not planes:
         num, channels, height, width = images.shape
         return flat.view(num, height, width, channels).permute(0, 3, 1, 2)
     return flat.view(images.shape)

@@ -154,7 +154,8 @@ class Step:
         if not isinstance(weight, Tensor):
             weight = torch.full((), weight, device=state.device)
         wishes = [self._one if wish else self._zero for wish in (state.stop_reason, state.wants_save)]
-        return self.strategy.sum_(torch.stack([loss / self.strategy.world_size, weight, *wishes])).unbind()
+        both = self.strategy.sum_(torch.stack([loss / self.strategy.world_size, weight, *wishes]))
+        return both[0], both[1], both[2], both[3]
 
     def _optimizer_step(self, state: State) -> Tensor | float:
         """Update weights and average, or leave everything as it was before a bad step; returns whether it was bad."""

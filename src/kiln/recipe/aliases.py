@@ -53,18 +53,16 @@ _SCHEDULES = _one_of({"cosineannealinglr": "cosine", "cosine": "cosine", "none":
 _MONITORS = _one_of({"top1": "accuracy", "acc1": "accuracy", "eval_top1": "accuracy"})
 _AUGMENTS = _one_of(
     {
-        **{"ta_wide": "trivial", "trivialaugment": "trivial", "original": "autoaugment(imagenet)"},
-        **{
-            "randaugment": "rand(2,9)",
-            "rand-m9-mstd0.5-inc1": "rand(2,9)",
-            "rand-m7-mstd0.5": "rand(2,7)",
-            "ra": "rand(2,9)",
-        },
-        **{
-            "autoaugment": "autoaugment(imagenet)",
-            "imagenet": "autoaugment(imagenet)",
-            "cifar10": "autoaugment(cifar10)",
-        },
+        "ta_wide": "trivial",
+        "trivialaugment": "trivial",
+        "original": "autoaugment(imagenet)",
+        "randaugment": "rand(2,9)",
+        "rand-m9-mstd0.5-inc1": "rand(2,9)",
+        "rand-m7-mstd0.5": "rand(2,7)",
+        "ra": "rand(2,9)",
+        "autoaugment": "autoaugment(imagenet)",
+        "imagenet": "autoaugment(imagenet)",
+        "cifar10": "autoaugment(cifar10)",
         **dict.fromkeys(OFF, None),
     }
 )
