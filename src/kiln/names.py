@@ -46,10 +46,15 @@ OPTIMIZERS = {"sgd": "kiln.optim.optimizers:sgd", "adamw": "kiln.optim.optimizer
 SCHEDULES = {"cosine": "kiln.optim.schedules:cosine", "constant": "kiln.optim.schedules:constant"}
 
 TRANSFORMS: dict[str, str] = {}
-"""The user's own, as module:name: a callable, or a class or function without arguments that makes one."""
+"""Only the user's own, as module:name: a callable, or a class that makes one without arguments."""
 
-SAMPLERS: dict[str, str] = {}
-"""The user's own, as module:name: called with the training targets, gives an iterable of places among them."""
+SAMPLERS = {
+    "shuffle": "kiln.data.sampler:Shuffle",
+    "sequential": "kiln.data.sampler:Sequential",
+    "weighted": "kiln.data.sampler:Weighted",
+    "balanced": "kiln.data.sampler:Balanced",
+}
+"""The user's own, as module:name, is called with the training targets and gives an iterable of places among them."""
 
 STRATEGIES = {"single": "kiln.engine.strategy:Single", "ddp": "kiln.engine.strategy:DataParallel"}
 

@@ -189,17 +189,18 @@ def _strata(intake: Intake, indices: Indices) -> tuple[str, ...]:
 def _sampler(settings: Settings, intake: Intake, train: Indices) -> Sampler:
     name, seed, how = settings["data.sampler"], settings["training.seed"], settings["data.sample_weights"]
     keys = keys_of([intake.source.keys[index] for index in train.tolist()])
+    found = resolve(SAMPLERS, name, kind="sampler")
     made: Sampler
-    if name == "shuffle":
+    if found is Shuffle:
         made = Shuffle(train, keys, seed=seed)
-    elif name == "sequential":
+    elif found is Sequential:
         made = Sequential(train, seed=seed)
-    elif name == "weighted":
+    elif found is Weighted:
         made = Weighted(train, class_weights(_strata(intake, train), how), seed=seed)
-    elif name == "balanced":
+    elif found is Balanced:
         made = Balanced(train, keys, _strata(intake, train), seed=seed)
     else:
-        made = Foreign(train, resolve(SAMPLERS, name, kind="sampler")(intake.targets[train]), seed=seed)
+        made = Foreign(train, found(intake.targets[train]), seed=seed)
     repeats = settings["data.repeats"]
     return made if repeats == 1 else Repeated(made, repeats)
 
