@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 
 import numpy as np
 import pytest
@@ -53,6 +54,11 @@ def test_each_choice_has_an_effect_and_does_not_depend_on_workers(name, plain, i
     assert weights(run) != weights(plain)
     again = train(image_folder, tmp_path / "b", **(CHOICES[name] | {"workers": 0, "cache": "off"}))
     assert weights(again) == weights(run)
+
+
+def test_a_share_of_the_data_is_said(image_folder, tmp_path):
+    run = train(image_folder, tmp_path, train_fraction=0.5, epochs=1)
+    assert re.search(r"note       an epoch is 2\d of the 55 training samples", (run.path / "log.txt").read_text())
 
 
 @pytest.mark.parametrize("cut", [3, 9])

@@ -29,6 +29,9 @@ def describe(training: Training, settings: Settings, intake: Intake, progress: P
         say(f"split      cut by the hash of names, so roughly: {reached}")
     for note in (*intake.notes, *training.created.notes):
         say(f"note       {note}")
+    taking_part = len(training.batches.batches.sampler)
+    if taking_part != len(split.train):
+        say(f"note       an epoch is {taking_part:,} of the {counted(len(split.train), 'training sample')}")
     if len(split.val) == 0:
         say("note       nothing to validate on: the last weights are kept, and no best is chosen")
     spec = training.created.spec

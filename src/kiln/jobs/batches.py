@@ -63,7 +63,7 @@ def assemble_batches(settings: Settings, intake: Intake, strategy: Strategy, *, 
     created = _normalized(settings, intake, created, contract)
     train = _chosen(settings, intake)
     bad_files = BadFiles(intake.source.keys, limit=settings["data.max_bad_fraction"] * len(train))
-    images = images_of(settings, intake, contract)
+    images = images_of(settings, intake, contract, train)
     augment, mixing = _augmentation(settings, intake)
     seed, keys = settings["training.seed"], keys_of(intake.source.keys)
     sampler = _sampler(settings, intake, train)

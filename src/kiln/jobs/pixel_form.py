@@ -32,13 +32,13 @@ class ImagesOf:
     validation: ContractImages | KeptImages
 
 
-def images_of(settings: Settings, intake: Intake, contract: PixelContract) -> ImagesOf:
+def images_of(settings: Settings, intake: Intake, contract: PixelContract, train: Indices) -> ImagesOf:
     """The images that training sees, in the pixel form that the recipe or a stated rule says, and validation's.
 
     The rules look at the data and the recipe alone, so that the same recipe is the same training on every machine.
     Whether copies are kept is a question of room, and changes no byte of what the model sees.
     """
-    source, train, val = intake.source, intake.split.train, intake.split.val
+    source, val = intake.source, intake.split.val
     headers = sample_headers(source, train) if source.has_headers else []
     crop = _crop(settings, intake, headers, contract)
     scale, ratio, padding = (settings[f"augment.crop_{name}"] for name in ("scale", "ratio", "padding"))
