@@ -204,7 +204,7 @@ def timm_small(root: Path) -> Iterator[Any]:
     )
 
 
-def kiln_small(where: Path) -> Iterator[Any]:
+def kiln_small(where: Path, *, workers: int = WORKERS) -> Iterator[Any]:
     """What `kiln train` decides for such images: crops with padding, out of images that are kept once decoded."""
     from kiln.augment import OnDevice, policy
     from kiln.data.cache import ContractForm, StoredSource, open_store
@@ -230,7 +230,7 @@ def kiln_small(where: Path) -> Iterator[Any]:
         keys=keys,
         bad_files=BadFiles(source.keys),
         draw_params=lambda epoch, of: light.draw(0, epoch, of),
-        workers=WORKERS,
+        workers=workers,
     )
     mean, std = torch.tensor(MEAN), torch.tensor(STD)
     return OnDevice(loader, light, device=torch.device("cpu"), mean=mean, std=std).from_step(0)

@@ -18,10 +18,9 @@ from typing import Any
 
 os.environ.setdefault("OMP_NUM_THREADS", "2")
 
-import data_peers
 import psutil
 import record
-from data_cache import CIFAR_BATCH, kiln_small, small_folder, stored_source
+from data_cache import CIFAR_BATCH, kiln_small, small_folder
 
 PACKAGES = ("torchkiln", "torch", "numpy", "psutil")
 
@@ -42,9 +41,7 @@ def main() -> int:
         os.environ["KILN_CACHE"] = f"{folder}/cache"
         root = Path(folder) / "small"
         small_folder(root, None, count)
-        data_peers.WORKERS = 4
-        sys.modules["data_cache"].WORKERS = 4  # type: ignore[attr-defined]
-        stream = kiln_small(root)
+        stream = kiln_small(root, workers=4)
         for epoch in range(epochs):
             for _ in range(count // CIFAR_BATCH):
                 next(stream)
@@ -53,11 +50,11 @@ def main() -> int:
         record.show("after epoch", ("", "private MiB"), [(str(r["epoch"]), f"{r['private_mib']:.1f}") for r in rows])
         growth = rows[-1]["private_mib"] / rows[1]["private_mib"] - 1
         budget = 3_000_000
-        os.environ["KILN_CACHE"] = f"{folder}/tight"
         from kiln.data.cache import ContractForm, StoredSource, open_store
+        from kiln.data.source import open_source
         from kiln.pixels import PixelContract
 
-        source, form = stored_source(root, None, px=32).source, ContractForm(PixelContract(32, 32))
+        source, form = open_source(root), ContractForm(PixelContract(32, 32))
         os.environ["KILN_CACHE"] = f"{folder}/tighter"
         store = open_store(source, form, tier="disk", needed=len(source) * 3072, limit_bytes=budget)
         if store is not None:

@@ -75,6 +75,15 @@ def test_a_cache_lost_in_the_middle_changes_nothing(image_folder, tmp_path):
     assert what_came_out(resumed) == what_came_out(whole)
 
 
+def test_a_resumed_run_keeps_what_it_kept_and_no_more(image_folder, tmp_path):
+    run = train(image_folder, tmp_path / "a", pixel_form="original")
+    assert len(room.entries()) == 1
+    said = run.resolved["reasons"]["data.cache"]
+    again = kiln.resume(run.path, extend="1ep")
+    assert len(room.entries()) == 1  # not the bytes of the files, which nobody asked to keep
+    assert again.resolved["reasons"]["data.cache"].count("validation:") == said.count("validation:") == 1
+
+
 def test_the_pixel_form_decides_what_is_cropped_and_is_recorded(image_folder, tmp_path):
     original = train(image_folder, tmp_path / "a", pixel_form="original")
     assert len(room.entries()) == 1  # validation's

@@ -171,6 +171,26 @@ def test_the_budget_holds_to_the_byte_and_what_fits_is_kept(folder, limit):
         assert store.num_bytes <= limit
 
 
+def test_a_budget_that_became_smaller_holds_too(folder):
+    source, store = opened(folder)
+    read_all(source, store)
+    assert opened(folder, limit=8000)[1] is None  # another run uses it just now
+    store.close()
+    source, small = opened(folder, limit=8000)
+    assert read_all(source, small) == read_all(source, None)
+    assert files_of(room.root()) <= 8000
+
+
+def test_a_store_of_mostly_dead_entries_begins_anew(folder):
+    for round_ in range(3):
+        for place, path in enumerate(sorted(folder.rglob("*.*g"))):
+            os.utime(path, ns=(round_, 1000 * round_ + place))
+        source, store = opened(folder)
+        read_all(source, store)
+        assert store.filled() == 1.0
+        store.close()
+
+
 def test_a_budget_in_memory(folder):
     source, store = opened(folder, tier="memory", limit=5000)
     assert read_all(source, store) == read_all(source, None)

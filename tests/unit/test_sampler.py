@@ -265,6 +265,17 @@ def test_a_sampler_of_the_users_own():
             Foreign(INDICES, places, seed=0)
 
 
+class Growing(Odd):
+    def __iter__(self):
+        return iter(range(10 + self.epoch))
+
+
+def test_a_sampler_whose_length_changes_is_refused_with_both_lengths():
+    sampler = Foreign(INDICES, Growing(), seed=0)
+    with pytest.raises(UsageError, match=r"11 places in epoch 1\n.*10 as in the first"):
+        sampler.epoch(1)
+
+
 def test_an_order_is_remembered_and_not_for_ever():
     asked = []
 

@@ -23,7 +23,7 @@ from kiln.data.fingerprint import digest
 from kiln.data.source import Source
 from kiln.data.store import Kept, Store
 from kiln.data.storelog import BYTES_PER_RECORD, META_BYTES, FileLog, MemoryLog
-from kiln.errors import UsageError
+from kiln.errors import DataError, UsageError
 from kiln.random import keys_of
 
 
@@ -198,10 +198,14 @@ def open_store(source: Source, form: Form, *, tier: str, needed: int, limit_byte
             if granted <= index_bytes:
                 return None
             about = {"where": source.where, "form": repr(form)}
-            log = FileLog(folder, granted, num_entries=len(entries), about=about)
+            store = Store(entries, FileLog(folder, granted, num_entries=len(entries), about=about))
+            if 2 * store.num_dead_bytes > len(store.log.data):  # of files that changed or went: begin anew
+                store.close()
+                room.remove(folder)
+                store = Store(entries, FileLog(folder, granted, num_entries=len(entries), about=about))
+            return store
     except OSError:
         return None  # no room on the disk after all: every image is decoded each time
-    return Store(entries, log)
 
 
 def bytes_needed(source: Source, form: Form, headers: list[pixels.Header], indices: list[int]) -> int:
@@ -214,7 +218,7 @@ def bytes_needed(source: Source, form: Form, headers: list[pixels.Header], indic
         for index in indices[:: max(1, len(indices) // 16)]:
             try:
                 made = form.make(source.read(index))  # type: ignore[arg-type]
-            except (pixels.PixelError, OSError):
+            except (pixels.PixelError, DataError, OSError):
                 continue
             sizes.append(len(made) if isinstance(made, bytes) else made.nbytes)
     if not sizes:

@@ -93,6 +93,7 @@ def reserve(folder: Path, needed: int, limit: int) -> int:
         limit: bytes that all caches together may take.
     Returns: how many bytes it may take, at most `needed`; less where others that are in use leave no more.
     """
+    own = next((entry for entry in entries() if entry.folder == folder), None)
     there = [entry for entry in entries() if entry.folder != folder]
     held = sum(entry.num_bytes for entry in there)
     free = [entry for entry in there if not entry.in_use]
@@ -100,6 +101,10 @@ def reserve(folder: Path, needed: int, limit: int) -> int:
         entry = free.pop(0)
         shutil.rmtree(entry.folder, ignore_errors=True)
         held -= entry.num_bytes
+    if own is not None and own.num_bytes > limit - held:  # made under a larger limit
+        if own.in_use:
+            return 0
+        shutil.rmtree(folder, ignore_errors=True)
     return max(0, min(needed, limit - held))
 
 
@@ -110,6 +115,12 @@ def locked() -> Iterator[None]:
     with (root() / ".lock").open("a") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield
+
+
+def remove(folder: Path) -> None:
+    """Remove a cache, unless a run uses it."""
+    if not _in_use(folder):
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def clear() -> list[Entry]:

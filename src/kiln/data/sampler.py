@@ -181,10 +181,11 @@ class Foreign:
 
     def __init__(self, indices: Indices, places: Iterable[int], *, seed: int) -> None:
         self.indices, self.seed, self._places = indices, seed, places
+        self._length: int | None = None
         self._length = len(self.epoch(0).indices)
 
     def __len__(self) -> int:
-        return self._length
+        return self._length or 0
 
     def epoch(self, epoch: int) -> Order:
         """See `Sampler`."""
@@ -198,6 +199,12 @@ class Foreign:
                 f"the sampler {type(self._places).__name__} yields {len(places)} places"
                 + (f" from {places.min()} to {places.max()}" if len(places) else ""),
                 expected=f"places from 0 to {len(self.indices) - 1}, the training samples",
+            )
+        if self._length is not None and len(places) != self._length:
+            raise UsageError(
+                "E103",
+                f"the sampler {type(self._places).__name__} yields {len(places)} places in epoch {epoch}",
+                expected=f"{self._length} as in the first: the length of training is counted by it",
             )
         return _with_repeats(self.indices[places])
 

@@ -152,6 +152,11 @@ class Store:
         """Bytes of all entries and of their index, also of those that no sample here stands behind any more."""
         return self._end + self.log.num_records * BYTES_PER_RECORD
 
+    @property
+    def num_dead_bytes(self) -> int:
+        """Bytes of entries that no sample here stands behind."""
+        return self._end - int(self._sizes[self._offsets >= 0].sum())
+
     def close(self) -> None:
         """Write what is buffered, and let others evict the store."""
         self.flush()

@@ -11,6 +11,7 @@ from kiln.data import room
 from kiln.data.cache import ContractForm, FileForm, Form, StoredForm, StoredSource, bytes_needed, open_store
 from kiln.data.images import ContractImages, Images, KeptImages, PaddedCropImages, RandomCropImages
 from kiln.data.source import Source
+from kiln.data.storelog import MemoryLog
 from kiln.jobs.intake import Indices, Intake
 from kiln.jobs.resolve import SMALL_PX, Settings, sample_headers
 from kiln.pixels import Header, PixelContract
@@ -47,9 +48,11 @@ def images_of(settings: Settings, intake: Intake, contract: PixelContract, train
     if crop == "resized":
         cropped = source if form is None else _kept(settings, source, train, form, what="training")
         training = RandomCropImages(cropped, contract, scale=scale, ratio=ratio)
-        return ImagesOf(training, _contract_images(settings, source, contract, val, what="validation"))
+        spent = _memory_of(cropped)
+        return ImagesOf(training, _contract_images(settings, source, contract, val, what="validation", spent=spent))
     plain = _contract_images(settings, source, contract, train, what="training", fast=True)
-    validation = _contract_images(settings, source, contract, val, what="validation")
+    spent = _memory_of(plain.source) if isinstance(plain, KeptImages) else 0
+    validation = _contract_images(settings, source, contract, val, what="validation", spent=spent)
     if crop == "none":
         return ImagesOf(plain, validation)
     return ImagesOf(PaddedCropImages(plain, max(1, round(padding * contract.height))), validation)
@@ -63,11 +66,12 @@ def _contract_images(
     *,
     what: str,
     fast: bool = False,
+    spent: int = 0,
 ) -> ContractImages | KeptImages:
     """The contract's own images of some samples, kept if there is room."""
     if settings["data.cache"] == "off" or not source.has_headers or not len(indices):
         return ContractImages(source, contract, fast)
-    kept = _kept(settings, source, indices, ContractForm(contract, fast), what=what)
+    kept = _kept(settings, source, indices, ContractForm(contract, fast), what=what, spent=spent)
     return KeptImages(kept, contract) if kept.store is not None else ContractImages(source, contract, fast)
 
 
@@ -146,9 +150,17 @@ def _settle_cache(settings: Settings, form: Form | None) -> None:
             settings.decide("data.cache_size", f"{room.budget('auto')}B", "a tenth of what the disk has for caches")
 
 
-def _kept(settings: Settings, source: Source, indices: Indices, form: Form, *, what: str) -> StoredSource:
-    """The source in a form, kept where the settings say and as far as there is room."""
-    tier, limit = settings["data.cache"], room.parse_size(settings["data.cache_size"])
+def _memory_of(kept: Source | StoredSource) -> int:
+    """Bytes that may be kept in memory for these; what is on disk is counted there."""
+    store = kept.store if isinstance(kept, StoredSource) else None
+    return len(store.log.data) if store is not None and isinstance(store.log, MemoryLog) else 0
+
+
+def _kept(
+    settings: Settings, source: Source, indices: Indices, form: Form, *, what: str, spent: int = 0
+) -> StoredSource:
+    """The source in a form, kept where the settings say and as far as there is room beside what is `spent`."""
+    tier, limit = settings["data.cache"], room.parse_size(settings["data.cache_size"]) - spent
     if tier == "off":
         return StoredSource(source, form, None)
     needed = bytes_needed(source, form, sample_headers(source, indices), indices.tolist())
