@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -21,16 +20,16 @@ from kiln.engine.strategy import Strategy
 from kiln.engine.supervised import supervised
 from kiln.errors import DataError, UsageError
 from kiln.jobs.batches import assemble_batches
+from kiln.jobs.criterion import make_loss
 from kiln.jobs.intake import Intake
+from kiln.jobs.optimization import make_ema, make_optimizer, make_schedule
 from kiln.jobs.resolve import Settings
 from kiln.metrics import Metric
 from kiln.models.create import Created
 from kiln.models.normalize import Normalized
 from kiln.models.outputs import main_and_auxiliary
-from kiln.names import LOSSES, OPTIMIZERS, SCHEDULES, STRATEGIES, resolve
-from kiln.optim.averages import Ema
-from kiln.optim.groups import check_groups, parameter_groups
-from kiln.optim.schedules import Schedule, with_warmup
+from kiln.names import STRATEGIES, resolve
+from kiln.optim.schedules import Schedule
 from kiln.pixels import PixelContract
 from kiln.recipe.duration import Duration
 from kiln.runtimes import BATCH_SIZE
@@ -74,7 +73,7 @@ def assemble(settings: Settings, intake: Intake, strategy: Strategy, *, resuming
     model = created.model.to(device).to(memory_format=_memory_format(settings["run.memory_format"]))
     steps_per_epoch = len(pipeline.batches)
     total_steps = settings["training.epochs"].to_steps(steps_per_epoch=steps_per_epoch)
-    state = State(model, _optimizer(settings, model), ema=_ema(settings, model))
+    state = State(model, make_optimizer(settings, model), ema=make_ema(settings, model))
     state.parts["bad_files"] = bad_files
     timetable, tracker = _timetable(settings, total_steps, steps_per_epoch)
     validator = None
@@ -86,7 +85,7 @@ def assemble(settings: Settings, intake: Intake, strategy: Strategy, *, resuming
             intake, pipeline.validation, created, bad_files, strategy, skip_bad=skip_bad, workers=workers
         )
     step = _step(settings, intake, strategy, device)
-    schedule = _schedule(settings, total_steps, steps_per_epoch)
+    schedule = make_schedule(settings, total_steps, steps_per_epoch)
     _read_elsewhere(settings)
     settings.require_all_read()
     return Training(
@@ -174,59 +173,16 @@ def _set_determinism(level: str) -> None:
         torch.backends.cudnn.benchmark = not strict
 
 
-def _optimizer(settings: Settings, model: nn.Module) -> torch.optim.Optimizer:
-    lr, name = settings["optim.lr"], settings["optim.name"]
-    groups = parameter_groups(model, lr=lr, weight_decay=settings["optim.weight_decay"])
-    momentum, betas, eps = settings["optim.momentum"], settings["optim.betas"], settings["optim.eps"]
-    options: dict[str, Any] = {"sgd": {"momentum": momentum}, "adamw": {"betas": betas, "eps": eps}}.get(name, {})
-    optimizer = resolve(OPTIMIZERS, name, kind="optimizer")(groups, lr=lr, **options)
-    check_groups(model, optimizer.param_groups)
-    return optimizer
-
-
-def _ema(settings: Settings, model: nn.Module) -> Ema | None:
-    decay = settings["training.ema_decay"]
-    return Ema(model, decay=decay) if decay else None
-
-
-def _loss(settings: Settings, intake: Intake) -> nn.Module:
-    name, smoothing = settings["loss.name"], settings["loss.smoothing"]
-    if name == "auto":
-        return intake.task.default_loss(smoothing=smoothing)
-    made = resolve(LOSSES, name, kind="loss")
-    if name in ("cross_entropy", "binary_cross_entropy"):
-        return made(smoothing=smoothing)
-    return made() if isinstance(made, type) else _FunctionLoss(made)
-
-
-class _FunctionLoss(nn.Module):
-    """A user's loss function as a module."""
-
-    def __init__(self, function: Callable[[Any, Any], Any]) -> None:
-        super().__init__()
-        self.function = function
-
-    def forward(self, outputs: Any, targets: Any) -> Any:
-        return self.function(outputs, targets)
-
-
 def _step(settings: Settings, intake: Intake, strategy: Strategy, device: torch.device) -> Step:
     micro = settings["training.micro_batch_size"]
     return Step(
-        supervised(_loss(settings, intake).to(device)),
+        supervised(make_loss(settings, intake).to(device)),
         strategy=strategy,
         precision=settings["training.precision"],
         micro_batch_size=micro,
         clip_norm=settings["optim.clip_norm"],
         seed=settings["training.seed"],
     )
-
-
-def _schedule(settings: Settings, total_steps: int, steps_per_epoch: int) -> Schedule:
-    name = settings["schedule.name"]
-    warmup_steps = settings["schedule.warmup"].to_steps(steps_per_epoch=steps_per_epoch, total_steps=total_steps)
-    make = resolve(SCHEDULES, name, kind="schedule")
-    return with_warmup(make, total_steps, warmup_steps=warmup_steps, min_fraction=settings["schedule.min_lr_fraction"])
 
 
 def _timetable(settings: Settings, total_steps: int, steps_per_epoch: int) -> tuple[Timetable, Tracker]:
