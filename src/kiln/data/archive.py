@@ -20,6 +20,7 @@ import threading
 import zipfile
 import zlib
 from collections import Counter
+from collections.abc import Mapping, Sequence
 from typing import IO, Any, NamedTuple
 
 from kiln.data.storage import Entry, counted, findings, is_hidden
@@ -30,6 +31,7 @@ MAX_MEMBERS = 10_000_000
 MAX_MEMBER_BYTES = 2 << 30
 RATIO_MATTERS_BYTES = 64 << 20  # below this even an honest flat image may shrink more than a hundredfold
 
+_DRIVE = re.compile(r"[A-Za-z]:")
 _LOCAL_HEADER = struct.Struct("<4s22xHH")
 _STORED, _DEFLATED, _BZIP2 = zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2
 _UNPACKERS: dict[bytes, Any] = {b"\x1f\x8b": gzip.open, b"BZh": bz2.open, b"\xfd7zXZ": lzma.open}
@@ -55,7 +57,9 @@ class Blob:
             return os.read(self._descriptor, size)
 
 
-class _Member(NamedTuple):
+class Member(NamedTuple):
+    """Where a zip's member lies, and how it is packed."""
+
     offset: int
     lead: int  # a guess of how far the data lies behind the offset, so that one read is enough
     packed: int
@@ -97,11 +101,14 @@ class _Archive:
         """The cleaned name of a regular member that is wanted; everything else is counted."""
         name = name.replace("\\", "/")
         parts = name.split("/")
-        if name.startswith("/") or ".." in parts or "\0" in name or re.match(r"[A-Za-z]:", name):
+        if name.startswith("/") or ".." in parts or "\0" in name or _DRIVE.match(name):
             self._unsafe.append(name)
             return None
-        folder, name = name.endswith("/") or stat.S_ISDIR(mode), posixpath.normpath(name)
-        if any(is_hidden(part) for part in name.split("/") if part != "."):
+        folder = name.endswith("/") or stat.S_ISDIR(mode)
+        if "" in parts or "." in parts:
+            name = posixpath.normpath(name)
+            parts = name.split("/")
+        if any(map(is_hidden, parts)) and name != ".":
             self._found["hidden file", "ignored"] += 1
         elif stat.S_ISLNK(mode):
             self._found["link", "inside the archive ignored"] += 1
@@ -145,6 +152,8 @@ def _reopen(archive: type[_Archive], where: str, stamp: tuple[int, int]) -> _Arc
 class Zip(_Archive):
     """A zip archive: stored, deflated and bzip2 members. A member is one `pread`, and its checksum is checked.
 
+    `members` holds what `read` needs of each: the fields of `Member`, as integers.
+
     Raises: DataError: damaged, encrypted, unsafe names, or a compression bomb.
     """
 
@@ -152,7 +161,7 @@ class Zip(_Archive):
 
     def __init__(self, where: str | os.PathLike[str]) -> None:
         super().__init__(where)
-        self._members: dict[str, _Member] = {}
+        self.members: dict[str, Member] = {}
         try:
             with open(self.where, "rb") as file, zipfile.ZipFile(file) as listing:
                 self._blob = Blob(file)
@@ -167,9 +176,19 @@ class Zip(_Archive):
         ) as error:
             raise self._refused(f"damaged ({error})") from error
         self._refuse_unsafe_names()
-        total = sum(member.size for member in self._members.values())
+        total = sum(entry.size for entry in self.entries.values())
         if total > max(MAX_RATIO * self._blob.size, RATIO_MATTERS_BYTES):
             raise self._refused(f"unpacks to {total:,} bytes, over {MAX_RATIO} times its own {self._blob.size:,}")
+
+    @classmethod
+    def listed(cls, where: str, entries: Mapping[str, Entry], members: Mapping[str, Sequence[int]]) -> Zip:
+        """The archive at `where`, whose listing is known already; folders and notes are not."""
+        archive = cls.__new__(cls)
+        _Archive.__init__(archive, where)
+        archive.entries, archive.members = entries, members  # type: ignore[assignment] - nothing is added any more
+        with open(archive.where, "rb") as file:
+            archive._blob = Blob(file)
+        return archive
 
     def _take(self, info: zipfile.ZipInfo) -> None:
         name = self._accept(info.orig_filename, info.external_attr >> 16 if info.create_system == 3 else 0)
@@ -185,7 +204,7 @@ class Zip(_Archive):
         if info.compress_type not in (_STORED, _DEFLATED, _BZIP2):
             raise self._refused(f"compression method {info.compress_type} is not supported", repr(name))
         lead = 30 + len(info.orig_filename.encode("utf-8", "surrogatepass")) + len(info.extra) + 32
-        self._members[name] = _Member(
+        self.members[name] = Member(
             info.header_offset, lead, info.compress_size, info.file_size, info.compress_type, info.CRC
         )
         self.entries[name] = Entry(info.file_size, f"crc32:{info.CRC:08x}")
@@ -195,7 +214,7 @@ class Zip(_Archive):
 
         Raises: DataError: damaged, or its checksum is wrong.
         """
-        member = self._members[name]
+        member = Member(*map(int, self.members[name]))
         packed = self._packed(name, member, member.packed if limit is None else min(member.packed, limit + 1024))
         wanted = member.size if limit is None else min(limit, member.size)
         try:
@@ -208,7 +227,7 @@ class Zip(_Archive):
             raise self._damaged(name, "its checksum or size is not what the archive says")
         return data
 
-    def _packed(self, name: str, member: _Member, size: int) -> bytes:
+    def _packed(self, name: str, member: Member, size: int) -> bytes:
         raw = self._blob.read_at(member.offset, member.lead + size)
         if len(raw) < _LOCAL_HEADER.size or raw[:4] != b"PK\x03\x04":
             raise self._damaged(name, "no member where the archive says")

@@ -60,7 +60,7 @@ class Source:
     transformed: bool = False
     unlabelled: tuple[str, ...] = ()
     _names: tuple[Any, ...] = field(default=(), repr=False)
-    _entries: tuple[Entry, ...] = field(default=(), repr=False)
+    _entries: Sequence[Entry] = field(default=(), repr=False)
     _reader: Reader = field(kw_only=True, repr=False)
 
     def __len__(self) -> int:

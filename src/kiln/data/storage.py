@@ -6,7 +6,6 @@ A name is a relative path with `/`. Everything that `read` touches is safe to ca
 from __future__ import annotations
 
 import os
-import posixpath
 import stat
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -67,7 +66,7 @@ class Storage(Protocol):
 
 def is_image_name(name: str) -> bool:
     """Whether a file name ends like an image's. What is inside is found out by the header check."""
-    return posixpath.splitext(name)[1].lower() in IMAGE_SUFFIXES
+    return name[name.rfind(".") :].lower() in IMAGE_SUFFIXES
 
 
 def is_hidden(part: str) -> bool:

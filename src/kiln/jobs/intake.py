@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kiln import tasks
+from kiln.data import listing, room
 from kiln.data.audit import BadFile, check_headers
 from kiln.data.checks.decisions import apply_decisions
 from kiln.data.checks.quick import quick_check, quick_notes
@@ -22,6 +23,7 @@ from kiln.errors import DataError
 from kiln.recipe import Recipe
 
 Indices = NDArray[np.int64]
+_ASKED = ("root", "path_column", "label_column", "split_column", "group_column", "class_names")
 
 
 @dataclass(frozen=True)
@@ -56,15 +58,15 @@ def open_recipe_source(recipe: Recipe, data: Any, *, moved: str = "") -> Source:
     section = recipe.data
     if moved and data is None and section.path is not None and not os.path.lexists(section.path):
         raise DataError("E201", f"there is no {section.path}, which the run was trained on", hint=moved)
-    source = open_source(
-        section.path if data is None else data,
-        root=section.root,
-        path_column=section.path_column,
-        label_column=section.label_column,
-        split_column=section.split_column,
-        group_column=section.group_column,
-        class_names=section.class_names,
-    )
+    where = section.path if data is None else data
+    asked = {name: getattr(section, name) for name in _ASKED}
+    if isinstance(where, str | os.PathLike) and section.cache in ("auto", "disk") and not any(asked.values()):
+        source = listing.recall(where)
+        if source is None:
+            source = open_source(where)
+            listing.remember(source, limit_bytes=room.budget(section.cache_size))
+    else:
+        source = open_source(where, **asked)
     return source if section.decisions is None else apply_decisions(source, section.decisions)
 
 
