@@ -41,7 +41,23 @@ LOSSES = {
     "mse": "kiln.losses:MeanSquaredError",
 }
 
-OPTIMIZERS = {"sgd": "kiln.optim.optimizers:sgd", "adamw": "kiln.optim.optimizers:adamw"}
+OPTIMIZERS = {
+    "sgd": "kiln.optim.optimizers:sgd",
+    "adamw": "kiln.optim.optimizers:adamw",
+    "adam": "torch.optim:Adam",
+    "nadam": "torch.optim:NAdam",
+    "radam": "torch.optim:RAdam",
+    "adamax": "torch.optim:Adamax",
+    "adafactor": "torch.optim:Adafactor",
+    "adagrad": "torch.optim:Adagrad",
+    "adadelta": "torch.optim:Adadelta",
+    "rmsprop": "torch.optim:RMSprop",
+    "asgd": "torch.optim:ASGD",
+    "rprop": "torch.optim:Rprop",
+    "lbfgs": "kiln.optim.lbfgs:LBFGS",
+    "muon": "kiln.optim.muon:Muon",
+}
+"""timm's others by their own names: see `kiln.optim.optimizers.find_optimizer`."""
 
 SCHEDULES = {"cosine": "kiln.optim.schedules:cosine", "constant": "kiln.optim.schedules:constant"}
 

@@ -7,8 +7,10 @@ from typing import Any
 from torch import nn
 
 _CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
-_EMBEDDINGS = {"pos_embed", "pos_embedding", "class_token", "cls_token", "relative_position_bias_table"}
-"""What timm and torchvision call the parameters that its models exempt from decay."""
+_UNDECAYED = {
+    *("pos_embed", "pos_embedding", "class_token", "cls_token", "relative_position_bias_table", "layer_scale"),
+}
+"""What timm and torchvision call embeddings and scales, in models that do not say what they exempt."""
 
 
 def undecayed_names(model: nn.Module) -> set[str]:
@@ -23,7 +25,7 @@ def undecayed_names(model: nn.Module) -> set[str]:
     for prefix, module in model.named_modules():
         for key, parameter in module.named_parameters(prefix=prefix, recurse=False):
             leaf = key.rpartition(".")[2]
-            named = leaf in _EMBEDDINGS if exempt is None else key in exempt or leaf in exempt
+            named = leaf in _UNDECAYED if exempt is None else key in exempt or leaf in exempt
             if parameter.ndim < 2 or leaf == "bias" or named or is_norm(module):
                 found.add(key)
     return found
@@ -53,15 +55,15 @@ def layer_ids(model: nn.Module) -> dict[str, int]:
 
 
 def _number(module: nn.Module, prefix: str, half: float, ids: dict[str, int]) -> None:
-    following = max(ids.values(), default=-1) + 1
-    for name, _ in module.named_parameters(prefix=prefix, recurse=False):
-        ids[name] = following  # tokens and embeddings enter with the layer that comes next
+    first = max(ids.values(), default=-1) + 1
     for key, child in module.named_children():
         place = f"{prefix}.{key}" if prefix else key
         num = sum(parameter.numel() for parameter in child.parameters())
-        if any(child.children()) and (type(child) in _CONTAINERS or num > half):
+        if any(True for _ in child.children()) and (type(child) in _CONTAINERS or num > half):
             _number(child, place, half, ids)
             continue
         last = max(ids.values(), default=-1)
         own = last if is_norm(child) and last >= 0 else last + 1
         ids.update((name, own) for name, _ in child.named_parameters(prefix=place) if name not in ids)
+    for name, _ in module.named_parameters(prefix=prefix, recurse=False):
+        ids[name] = first  # tokens and embeddings enter where the module's first layer does
