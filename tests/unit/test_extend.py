@@ -33,7 +33,7 @@ def test_without_an_extension_nothing_changes():
 @given(st.integers(2, 60), st.integers(0, 10), st.integers(0, 80), st.integers(1, 60))
 def test_the_rate_goes_on_from_where_it_was_and_ends_where_it_would_have(before, warmup, start, more):
     start = min(start, before)
-    first = with_warmup(cosine, before, warmup_steps=warmup, min_fraction=0.1)
+    first = with_warmup(cosine, before, warmup_steps=min(warmup, before - 1), min_fraction=0.1)
     total, second = extended_schedule(first, before, [entry(start, before, before + more)])
     assert total == before + more
     assert [second(step) for step in range(start)] == [first(step) for step in range(start)]
