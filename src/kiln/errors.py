@@ -40,6 +40,7 @@ CODES: dict[str, str] = {
     "E305": "an exported model disagrees with its parent",
     "E306": "state that a checkpoint cannot hold",
     "E307": "a file is damaged",
+    "E308": "frozen weights have changed",
     # resources
     "E401": "the disk is full or cannot be written",
     "E402": "out of memory at the smallest micro-batch",
@@ -53,6 +54,7 @@ CODES: dict[str, str] = {
     "E701": "code named by a file is not trusted",
     "E702": "a file holds code instead of weights",
     "E703": "a path leads outside its folder",
+    "E704": "an address is not encrypted",
     # interruption
     "E801": "stopped by a signal; the run can be resumed",
 }
