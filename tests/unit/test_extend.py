@@ -13,7 +13,7 @@ from small_training import make_state
 from kiln.errors import UsageError
 from kiln.jobs.extend import extended_schedule, extension
 from kiln.metrics import Metric
-from kiln.optim.schedules import constant, cosine, with_warmup
+from kiln.optim.schedules import constant, cosine, lambda_, one_cycle, with_warmup
 from kiln.recipe.duration import Duration
 
 EPOCH = 10
@@ -107,3 +107,21 @@ def test_time_on_the_clock_extends_nothing(tiny_model):
 def test_a_constant_schedule_stays_constant():
     _, schedule = extended_schedule(constant(10), 10, [entry(4, 10, 30)])
     assert {schedule(step) for step in range(30)} == {1.0}
+
+
+def test_momentum_and_groups_are_stretched_along():
+    first = one_cycle(20)
+    _, longer = extended_schedule(first, 20, [entry(5, 20, 41)])
+    assert [longer(step) for step in range(5)] == [first(step) for step in range(5)]
+    assert longer(5) == first(5)
+    assert longer(40) == pytest.approx(first(19))
+    momenta = [longer(step).momentum for step in range(6, 41)]
+    assert momenta == sorted(momenta)  # on the way down it rises again
+    _, of_groups = extended_schedule(lambda_(4, functions=[lambda s: 1.0, lambda s: s / 4]), 4, [entry(0, 4, 7)])
+    assert [of_groups(step).lr for step in (0, 1, 6)] == [(1.0, 0.0), (1.0, 0.125), (1.0, 0.75)]
+
+
+def test_a_run_that_had_ended_at_rate_zero_cannot_go_on():
+    with pytest.raises(UsageError, match="ended at a learning rate of 0"):
+        extended_schedule(cosine(10), 10, [entry(10, 10, 15)])
+    extended_schedule(cosine(10), 10, [entry(9, 10, 15)])

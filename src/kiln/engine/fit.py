@@ -18,7 +18,7 @@ from kiln.engine.step import Step
 from kiln.errors import NumericError, UsageError
 from kiln.events import EpochDone, Evaluated, Event, Saved, Skipped, StepDone, Stopped
 from kiln.losses.contract import as_terms
-from kiln.optim.schedules import Schedule, set_rates
+from kiln.optim.schedules import Plateau, Schedule, set_rates
 
 
 @dataclass
@@ -73,7 +73,7 @@ def fit(
         batches: one pass is one epoch. Has a length; if it has `from_step(step)`, a resume goes on in mid-epoch exactly,
             otherwise it starts the interrupted epoch's pass and passes over what was consumed.
         total_steps: of the whole run, not of what is left.
-        schedule: 0-based step -> factor of the rates.
+        schedule: 0-based step -> factor of the rates, set before the step is taken; `state.plateau` multiplies it.
         evaluate: state -> named metrics with a `.value`; `state.tracker.monitor` names the one that decides.
         save: state -> path of the committed checkpoint.
         timetable: when to do both; by default only at the end.
@@ -93,7 +93,8 @@ def fit(
     for batch in stream(batches, state.step):
         if stops:
             break
-        lr = set_rates(state.optimizer, schedule(state.step) if schedule else 1.0)
+        reduced = state.plateau.factor if state.plateau else 1.0
+        lr = set_rates(state.optimizer, schedule(state.step) if schedule else 1.0, scale=reduced)
         state.wants_save = timetable.is_overdue()
         measured = step(state, batch)
         state.step += 1
@@ -167,15 +168,27 @@ def _evaluate(state: State, step: Step, evaluate: Callable[[State], Mapping[str,
     metrics = evaluate(state)
     is_best = False
     if state.tracker is not None:
-        if state.tracker.monitor not in metrics:
-            raise UsageError(
-                "E101", f"monitor = {state.tracker.monitor!r}", got=state.tracker.monitor, choices=sorted(metrics)
-            )
-        is_best = state.tracker.update(metrics[state.tracker.monitor], state.step)
+        is_best = state.tracker.update(_named(metrics, state.tracker.monitor), state.step)
         if state.tracker.exhausted:
             state.request_stop("early_stop")
+    if state.plateau is not None:
+        _watch(state, state.plateau, metrics)
     state.model.train()
     return Evaluated(state.step, state.epoch, "val", metrics, is_best)
+
+
+def _watch(state: State, plateau: Plateau, metrics: Mapping[str, Any]) -> None:
+    """Reduce the rates if the metric has stopped improving, as an entry in the log."""
+    monitor = plateau.monitor or (state.tracker.monitor if state.tracker else "")
+    metric = _named(metrics, monitor)
+    if plateau.update(metric.value, higher_is_better=getattr(metric, "higher_is_better", True)):
+        state.decide("plateau", monitor=monitor, factor=plateau.factor)
+
+
+def _named(metrics: Mapping[str, Any], monitor: str) -> Any:
+    if monitor not in metrics:
+        raise UsageError("E101", f"monitor = {monitor!r}", got=monitor, choices=sorted(metrics))
+    return metrics[monitor]
 
 
 def _skipped(state: State, step: Step, batches: Iterable[Any], reading: Reading) -> Skipped:

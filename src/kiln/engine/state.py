@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -13,6 +14,8 @@ from torch import Tensor, nn
 from kiln.engine.guard import BufferGuard
 from kiln.errors import ArtifactError
 from kiln.optim.averages import Ema
+from kiln.optim.schedules import Plateau
+from kiln.optim.groups import GROUP_KEYS
 
 
 class Part(Protocol):
@@ -76,6 +79,7 @@ class State:
         forward: what a step calls: the model, or the model inside a strategy's wrapper.
         ema: the average of the weights, if one is kept.
         tracker: the best evaluation so far, if there are evaluations.
+        plateau: reduces the rates when evaluations stop improving, if that is wanted.
         parts: further stateful parts under fixed names.
         step: optimizer steps done; also the next step's number.
         epoch: epochs completed.
@@ -91,6 +95,7 @@ class State:
     forward: Callable[..., Any] = None  # type: ignore[assignment] - the model, when nothing is given
     ema: Ema | None = None
     tracker: Tracker | None = None
+    plateau: Plateau | None = None
     parts: dict[str, Part] = field(default_factory=dict)
     step: int = 0
     epoch: int = 0
@@ -151,6 +156,8 @@ class State:
             tree["ema"] = self.ema.state()
         if self.tracker is not None:
             tree["tracker"] = self.tracker.state()
+        if self.plateau is not None:
+            tree["plateau"] = self.plateau.state()
         return tree
 
     def load_state(self, tree: dict[str, Any]) -> None:
@@ -158,7 +165,7 @@ class State:
 
         Raises: ArtifactError: the tree is of another model, or lacks a part that this training has.
         """
-        optional = {"ema": self.ema, "tracker": self.tracker}
+        optional = {"ema": self.ema, "tracker": self.tracker, "plateau": self.plateau}
         expected = {"model", "optimizer", "progress", "parts", *(k for k, v in optional.items() if v is not None)}
         if set(tree) != expected or set(tree["parts"]) != set(self.parts):
             found = sorted({*tree, *tree.get("parts", ())})
@@ -178,6 +185,8 @@ class State:
             self.ema.load_state(tree["ema"])
         if self.tracker is not None:
             self.tracker.load_state(tree["tracker"])
+        if self.plateau is not None:
+            self.plateau.load_state(tree["plateau"])
 
 
 def load_model(model: nn.Module, tensors: dict[str, Tensor]) -> None:
@@ -199,11 +208,24 @@ def load_model(model: nn.Module, tensors: dict[str, Tensor]) -> None:
 
 
 def optimizer_state(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-    """An optimizer's state keyed by parameter name, so that it survives another order of parameters or groups."""
-    names: dict[Tensor, str] = {parameter: name for name, parameter in model.named_parameters()}
+    """An optimizer's state keyed by parameter name, so that it survives another order of parameters or groups.
+
+    `groups` holds what an optimizer itself counts by group (Lamb's and Adan's step), under each parameter's name.
+
+    Raises: ArtifactError: the optimizer keeps state beside its parameters.
+    """
+    names: dict[Any, str] = {parameter: name for name, parameter in model.named_parameters()}
+    if other := [key for key in optimizer.state if key not in names]:
+        what = f"{type(optimizer).__name__} keeps state for {other[0]!r:.40}, which is no parameter of the model"
+        raise ArtifactError("E306", what, expected="an optimizer over the model's parameters")
     return {
         "state": {names[parameter]: dict(values) for parameter, values in optimizer.state.items()},
-        "rates": {name: group["lr"] for group in optimizer.param_groups for name in group["names"]},
+        "groups": {
+            names[parameter]: counted
+            for group in optimizer.param_groups
+            if (counted := _counted(group, optimizer))
+            for parameter in group["params"]
+        },
     }
 
 
@@ -220,13 +242,31 @@ def load_optimizer_state(model: nn.Module, optimizer: torch.optim.Optimizer, tre
     optimizer.state.clear()
     for name, values in tree["state"].items():
         parameter = parameters[name]
-        optimizer.state[parameter] = {key: _like(value, parameter, on_device) for key, value in values.items()}
+        optimizer.state[parameter] = {
+            # Step counters lie beside the parameter only in fused and capturable optimizers.
+            key: _like(value, parameter, on_device or key != "step")
+            for key, value in values.items()
+        }
+    names = {parameter: name for name, parameter in parameters.items()}
+    for group in optimizer.param_groups:
+        known = [tree["groups"][names[p]] for p in group["params"] if names[p] in tree["groups"]]
+        group.update({key: copy.deepcopy(value) for key, value in (known[0] if known else {}).items()})
+
+
+def _counted(group: dict[str, Any], optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+    """What an optimizer keeps in a group that nobody set."""
+    return {
+        key: value
+        for key, value in group.items()
+        if key not in optimizer.defaults and key not in GROUP_KEYS and isinstance(value, int | float | Tensor)
+    }
 
 
 def _like(value: Any, parameter: Tensor, on_device: bool) -> Any:
+    if isinstance(value, list | tuple):
+        return type(value)(_like(item, parameter, on_device) for item in value)
     if not isinstance(value, Tensor):
         return value
-    if value.shape == parameter.shape:
+    if value.shape == parameter.shape and value.ndim:
         return torch.empty_like(parameter, dtype=value.dtype, requires_grad=False).copy_(value)
-    # Step counters: only fused and capturable optimizers keep them beside the parameter.
     return value.to(parameter.device, copy=True) if on_device else value.clone()

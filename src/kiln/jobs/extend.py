@@ -6,7 +6,8 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from kiln.engine.state import State
-from kiln.optim.schedules import Schedule, constant
+from kiln.errors import UsageError
+from kiln.optim.schedules import Rates, Schedule, as_rates, blend, constant
 from kiln.recipe.duration import Duration
 
 
@@ -24,7 +25,9 @@ def extended_schedule(schedule: Schedule, total_steps: int, log: Iterable[Mappin
     """The length and the schedule of a run with its extensions.
 
     What was left of the schedule when the extension was made is stretched over all steps then left, so the rate goes on
-    from where it was. A run that had ended goes on at its last rate.
+    from where it was, and momentum with it. A run that had ended goes on at its last rate.
+
+    Raises: UsageError: the run had ended, and its last rate was 0.
     """
     for entry in log:
         if entry["what"] == "extended":
@@ -36,13 +39,26 @@ def extended_schedule(schedule: Schedule, total_steps: int, log: Iterable[Mappin
 def _stretched(schedule: Schedule, start: int, before: int, after: int) -> Schedule:
     last = max(before - 1, 0)
 
-    def factor(step: int) -> float:
+    if start > last and not _moves(schedule(last)):
+        raise UsageError(
+            "E103",
+            "the run ended at a learning rate of 0: more steps at that rate change nothing",
+            hint="a new run with more epochs, or with schedule.min_lr_fraction above 0",
+        )
+
+    def rates(step: int) -> float | Rates:
         if step < start or after - start <= 1:
             return schedule(min(step, last))
         place = start + (step - start) * (last - start) / (after - 1 - start)
         low = int(place)
         share = place - low
         low, high = min(low, last), min(low + 1, last)
-        return schedule(low) * (1 - share) + schedule(high) * share if start <= last else schedule(last)
+        return blend(schedule(low), schedule(high), share) if start <= last else schedule(last)
 
-    return factor
+    return rates
+
+
+def _moves(asked: float | Rates) -> bool:
+    """Whether any group is trained at this point of a schedule."""
+    lr = as_rates(asked).lr
+    return any(lr) if isinstance(lr, tuple) else lr > 0
