@@ -26,6 +26,7 @@ class OnDevice:
         std: (C,) that it divides by.
         mixing: pairs of images, after everything else; needs `soften`.
         soften: targets -> floating rows that can be mixed.
+        gather: places (B, P) on the device -> images, where the training set lives there.
     """
 
     def __init__(
@@ -38,10 +39,11 @@ class OnDevice:
         std: Tensor | None = None,
         mixing: Mixing | None = None,
         soften: Callable[[Tensor], Tensor] | None = None,
+        gather: Callable[[Tensor], Tensor] | None = None,
     ) -> None:
         self.batches, self.augment, self.device = batches, augment, device
         self.mean, self.std = (None if values is None else values.to(device) for values in (mean, std))
-        self.mixing, self.soften = mixing, soften
+        self.mixing, self.soften, self.gather = mixing, soften, gather
 
     def __len__(self) -> int:
         return len(self.batches)
@@ -67,6 +69,8 @@ class OnDevice:
         if self.device.type == "cuda":
             batch = replace(batch, images=batch.images.pin_memory(), targets=batch.targets.pin_memory())
         batch = batch.to(self.device)
+        if self.gather is not None and batch.images.dim() == 2:  # not the black row of a process that has none
+            batch = replace(batch, images=self.gather(batch.images))
         if self.augment is None or batch.images.is_floating_point():
             return batch
         if batch.params is None:  # the row of a process that has none of its own

@@ -173,13 +173,17 @@ class PaddedCropImages:
         found = self.images.many(indices, None)
         return found if found is None or draws is None else self._moved(found, draws)
 
+    def offsets(self, draws: NDArray[np.float64]) -> NDArray[np.int64]:
+        """(B, 2), down and across: where the window begins in the image with its border, 0 to twice the padding."""
+        return (draws * (2 * self.padding + 1)).astype(np.int64)
+
     def _moved(self, images: Array, draws: NDArray[np.float64]) -> Array:
         count, height, width, channels = images.shape
         pad = self.padding
         canvas = np.zeros((count, height + 2 * pad, width + 2 * pad, channels), np.uint8)
         canvas[:, pad : pad + height, pad : pad + width] = images
         windows = np.lib.stride_tricks.sliding_window_view(canvas, (height, width), axis=(1, 2))
-        down, across = (draws * (2 * pad + 1)).astype(np.int64).T
+        down, across = self.offsets(draws).T
         return np.ascontiguousarray(windows[np.arange(count), down, across].transpose(0, 2, 3, 1))
 
 

@@ -16,6 +16,7 @@ from torch import Tensor
 from kiln.batch import Batch
 from kiln.data.images import BadSample, Images
 from kiln.data.prefetch import prefetched
+from kiln.data.resident import ResidentImages
 from kiln.data.sampler import Cut, Remembered, Sampler
 from kiln.data.storage import counted
 from kiln.errors import DataError
@@ -108,8 +109,11 @@ class Assembler:
     ) -> tuple[Tensor, list[int], list[tuple[int, BadSample]]]:
         """(B, C, H, W) with a row for every index, which of them are good, and what is wrong with the others.
 
-        uint8 rows lie in memory as (B, H, W, C), which is channels-last.
+        uint8 rows lie in memory as (B, H, W, C), which is channels-last. Of images that live on the device only their
+        places (B, 3) are made here.
         """
+        if isinstance(self.images, ResidentImages):
+            return self.images.places(np.asarray(indices, np.int64), draws)
         at_once = self.images.many(np.asarray(indices, np.int64), draws)
         if at_once is not None:
             return torch.from_numpy(at_once).permute(0, 3, 1, 2), list(range(len(indices))), []

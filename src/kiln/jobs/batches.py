@@ -13,6 +13,7 @@ from torch import Tensor
 from kiln.augment import Mixing, OnDevice, Policy, policy
 from kiln.data.images import ContractImages, Images
 from kiln.data.loader import Assembler, BadFiles, TrainLoader
+from kiln.data.resident import ResidentImages
 from kiln.data.sampler import (
     Balanced,
     Cut,
@@ -23,14 +24,13 @@ from kiln.data.sampler import (
     Shuffle,
     Weighted,
     class_weights,
-    take_fraction,
 )
 from kiln.data.transform import TransformedImages
 from kiln.engine.strategy import Strategy
 from kiln.errors import DataError, UsageError
 from kiln.jobs.intake import Indices, Intake
 from kiln.jobs.pixel_form import images_of
-from kiln.jobs.resolve import Settings
+from kiln.jobs.resolve import Settings, chosen_samples, strata_of
 from kiln.models.create import Created, create_model
 from kiln.names import SAMPLERS, TRANSFORMS, resolve
 from kiln.pixels import PixelContract
@@ -61,7 +61,7 @@ def assemble_batches(settings: Settings, intake: Intake, strategy: Strategy, *, 
     created = _created(settings, intake, resuming)
     contract = _contract(settings, created)
     created = _normalized(settings, intake, created, contract)
-    train = _chosen(settings, intake)
+    train = chosen_samples(settings, intake)
     bad_files = BadFiles(intake.source.keys, limit=settings["data.max_bad_fraction"] * len(train))
     images = images_of(settings, intake, contract, train)
     augment, mixing = _augmentation(settings, intake)
@@ -79,7 +79,8 @@ def assemble_batches(settings: Settings, intake: Intake, strategy: Strategy, *, 
     )
     soften = None if mixing is None else _softener(intake)
     mean, std = (torch.tensor(values, dtype=torch.float32) for values in (created.spec.mean, created.spec.std))
-    batches = OnDevice(loader, augment, device=device, mean=mean, std=std, mixing=mixing, soften=soften)
+    gather = images.training.gather if isinstance(images.training, ResidentImages) else None
+    batches = OnDevice(loader, augment, device=device, mean=mean, std=std, mixing=mixing, soften=soften, gather=gather)
     return Pipeline(
         batches=batches,
         loader=loader,
@@ -172,20 +173,6 @@ def _transformed(settings: Settings, intake: Intake, images: Images) -> Images:
     return TransformedImages(images, named() if isinstance(named, type) else named)
 
 
-def _chosen(settings: Settings, intake: Intake) -> Indices:
-    """The training samples that take part."""
-    train, fraction = intake.split.train, settings["data.train_fraction"]
-    if fraction >= 1:
-        return train
-    keys = keys_of([intake.source.keys[index] for index in train.tolist()])
-    return take_fraction(train, keys, _strata(intake, train), fraction, seed=settings["training.seed"])
-
-
-def _strata(intake: Intake, indices: Indices) -> tuple[str, ...]:
-    labels = intake.source.labels
-    return intake.task.strata([] if labels is None else [labels[index] for index in indices.tolist()])
-
-
 def _sampler(settings: Settings, intake: Intake, train: Indices) -> Sampler:
     name, seed, how = settings["data.sampler"], settings["training.seed"], settings["data.sample_weights"]
     keys = keys_of([intake.source.keys[index] for index in train.tolist()])
@@ -196,9 +183,9 @@ def _sampler(settings: Settings, intake: Intake, train: Indices) -> Sampler:
     elif found is Sequential:
         made = Sequential(train, seed=seed)
     elif found is Weighted:
-        made = Weighted(train, class_weights(_strata(intake, train), how), seed=seed)
+        made = Weighted(train, class_weights(strata_of(intake, train), how), seed=seed)
     elif found is Balanced:
-        made = Balanced(train, keys, _strata(intake, train), seed=seed)
+        made = Balanced(train, keys, strata_of(intake, train), seed=seed)
     else:
         made = Foreign(train, found(intake.targets[train]), seed=seed)
     repeats = settings["data.repeats"]

@@ -6,12 +6,15 @@ import math
 from dataclasses import dataclass
 
 import psutil
+import torch
 
 from kiln.data import room
 from kiln.data.cache import ContractForm, FileForm, Form, StoredForm, StoredSource, bytes_needed, open_store
 from kiln.data.images import ContractImages, Images, KeptImages, PaddedCropImages, RandomCropImages
+from kiln.data.resident import ResidentImages, free_bytes
 from kiln.data.source import Source
 from kiln.data.storelog import MemoryLog
+from kiln.errors import UsageError
 from kiln.jobs.intake import Indices, Intake
 from kiln.jobs.resolve import SMALL_PX, Settings, sample_headers
 from kiln.pixels import Header, PixelContract
@@ -23,6 +26,7 @@ JPEG_SHARE = 0.12
 """About what a JPEG of quality 90 takes of the pixels' bytes."""
 QUALITY = 90
 MEMORY_SHARE = 0.5
+"""Of what is free, in memory or on the device, before the model is there."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +48,7 @@ def images_of(settings: Settings, intake: Intake, contract: PixelContract, train
     crop = _crop(settings, intake, headers, contract)
     scale, ratio, padding = (settings[f"augment.crop_{name}"] for name in ("scale", "ratio", "padding"))
     form = _pixel_form(settings, intake, headers, contract, crop)
-    _settle_cache(settings, form)
+    on_device = _settle_cache(settings, intake, contract, form, crop=crop, num_images=len(train))
     if crop == "resized":
         cropped = source if form is None else _kept(settings, source, train, form, what="training")
         training = RandomCropImages(cropped, contract, scale=scale, ratio=ratio)
@@ -53,9 +57,11 @@ def images_of(settings: Settings, intake: Intake, contract: PixelContract, train
     plain = _contract_images(settings, source, contract, train, what="training", fast=True)
     spent = _memory_of(plain.source) if isinstance(plain, KeptImages) else 0
     validation = _contract_images(settings, source, contract, val, what="validation", spent=spent)
-    if crop == "none":
-        return ImagesOf(plain, validation)
-    return ImagesOf(PaddedCropImages(plain, max(1, round(padding * contract.height))), validation)
+    training = plain if crop == "none" else PaddedCropImages(plain, max(1, round(padding * contract.height)))
+    if on_device:
+        workers = settings["data.workers"]
+        training = ResidentImages(training, train, device=torch.device(settings["run.device"]), workers=workers)
+    return ImagesOf(training, validation)
 
 
 def _contract_images(
@@ -86,7 +92,8 @@ def _crop(settings: Settings, intake: Intake, headers: list[Header], contract: P
             settings.decide("augment.crop", "padded", f"small images that are all {contract.height} px already")
         else:
             settings.decide("augment.crop", "resized", "the usual for photos")
-    return "none" if plain else settings["augment.crop"]
+    crop = settings["augment.crop"]
+    return "none" if plain else crop
 
 
 def _pixel_form(
@@ -134,20 +141,57 @@ def _mean_bytes(headers: list[Header], form: StoredForm) -> float:
     return sum(form.bytes_of(header) or 0 for header in headers) / len(headers) if headers else 0.0
 
 
-def _settle_cache(settings: Settings, form: Form | None) -> None:
+def _settle_cache(
+    settings: Settings, intake: Intake, contract: PixelContract, form: Form | None, *, crop: str, num_images: int
+) -> bool:
+    """Decide where images are kept; returns whether the training set lives on the device."""
+    needed = num_images * contract.height * contract.width * contract.channels
     if settings.asks("data.cache"):
-        plain_files = (
-            form is None and settings["data.pixel_form"] == "original" and settings["augment.crop"] == "resized"
-        )
-        reason = "for validation; training crops from the files" if plain_files else "what is made once is kept"
-        settings.decide("data.cache", "disk", reason)
+        plain_files = form is None and settings["data.pixel_form"] == "original" and crop == "resized"
+        accelerated = torch.device(settings["run.device"]).type != "cpu"
+        if accelerated and intake.source.has_headers and not _why_not_there(settings, intake, crop, needed):
+            settings.decide("data.cache", "device", "the training set fits there")
+        else:
+            reason = "for validation; training crops from the files" if plain_files else "what is made once is kept"
+            settings.decide("data.cache", "disk", reason)
     settings["data.cache_size"]  # without effect only where the cache is off, which may have been decided elsewhere
+    tier = settings["data.cache"]
+    if tier == "device":
+        if why := _why_not_there(settings, intake, crop, needed):
+            raise UsageError("E103", f"data.cache = 'device', but {why}", hint="--cache disk or --cache memory")
+        there = f"{settings['run.device']}, room for {_device_room(settings) / 1e6:,.0f} MB"
+        note = f"training: {needed / 1e6:,.1f} MB on {there}"
+        settings.reasons["data.cache"] = "; ".join(filter(None, [settings.reasons.get("data.cache", ""), note]))
     if settings.asks("data.cache_size"):
-        if settings["data.cache"] == "memory":
+        if tier == "device":
+            settings.decide("data.cache_size", f"{_device_room(settings)}B", "half of what is free on the device")
+        elif tier == "memory":
             half = int(MEMORY_SHARE * psutil.virtual_memory().available)
             settings.decide("data.cache_size", f"{half}B", "half of the memory that is free")
         else:
             settings.decide("data.cache_size", f"{room.budget('auto')}B", "a tenth of what the disk has for caches")
+    return tier == "device"
+
+
+def _why_not_there(settings: Settings, intake: Intake, crop: str, needed: int) -> str | None:
+    """Why a training set cannot live on the device; None where it can."""
+    if intake.source.transformed:
+        return "the data come already transformed"
+    if settings["augment.transform"] is not None:
+        return f"augment.transform = {settings['augment.transform']!r} runs on the host"
+    if crop == "resized":  # with antialiasing the device's own arithmetic gives other bytes than the host's
+        return "augment.crop = 'resized' is made on the host; the device gathers crops without resizing: padded or none"
+    limit = _device_room(settings)
+    return None if needed <= limit else f"{needed:,} bytes are needed and {limit:,} may be taken"
+
+
+def _device_room(settings: Settings) -> int:
+    """Bytes that a training set may take on the device."""
+    if not settings.asks("data.cache_size"):
+        return room.parse_size(settings["data.cache_size"])
+    device = torch.device(settings["run.device"])
+    sharing = settings["run.processes"] if device.type in ("cpu", "mps") else 1
+    return int(MEMORY_SHARE * free_bytes(device)) // sharing
 
 
 def _memory_of(kept: Source | StoredSource) -> int:
@@ -160,9 +204,12 @@ def _kept(
     settings: Settings, source: Source, indices: Indices, form: Form, *, what: str, spent: int = 0
 ) -> StoredSource:
     """The source in a form, kept where the settings say and as far as there is room beside what is `spent`."""
-    tier, limit = settings["data.cache"], room.parse_size(settings["data.cache_size"]) - spent
+    tier = settings["data.cache"]
     if tier == "off":
         return StoredSource(source, form, None)
+    limit = room.parse_size(settings["data.cache_size"]) - spent
+    if tier == "device":  # filled from the disk, where validation's images are kept too
+        tier, limit = "disk", room.budget("auto")
     needed = bytes_needed(source, form, sample_headers(source, indices), indices.tolist())
     store = open_store(source, form, tier=tier, needed=needed, limit_bytes=limit)
     if store is None:
