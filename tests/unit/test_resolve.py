@@ -189,3 +189,15 @@ def test_deciding_is_not_reading():
     assert settings.reasons == {"optim.lr": "because"}
     with pytest.raises(UsageError, match=r"optim\.lr"):
         settings.require_all_read()
+
+
+def test_batches_are_counted_in_the_samples_that_take_part(tmp_path):
+    folder = planted(tmp_path, 240)
+    data = {"val_fraction": 0.0}
+    whole = resolved(folder, data=data)
+    assert whole.values["training.batch_size"] == 32
+    assert whole.reasons["training.drop_last"] == "few batches: none is spared"
+    part = resolved(folder, data={**data, "train_fraction": 0.1})
+    assert (part.values["training.batch_size"], part.reasons["training.batch_size"]) == (24, "24 training samples")
+    asked = {"data": {**data, "train_fraction": 0.5}, "training": {"batch_size": 11}}
+    assert resolved(folder, **asked).reasons["training.drop_last"].startswith("10 of 120 samples sit out")

@@ -10,11 +10,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from kiln import pixels
+from kiln.data.sampler import take_fraction
 from kiln.data.source import Source
 from kiln.engine.precision import fastest_precision
 from kiln.errors import DataError, UsageError
 from kiln.jobs.intake import Indices, Intake
 from kiln.models.device import device_note, resolve_device
+from kiln.random import keys_of
 from kiln.recipe import Recipe
 from kiln.recipe.duration import Duration
 from kiln.recipe.recipe import FIELDS
@@ -172,8 +174,23 @@ def _channels_of(header: pixels.Header) -> int:
     return 1 if header.mode in ("1", "L", "I", "F", "LA") or header.mode.startswith("I;") else 3
 
 
+def chosen_samples(settings: Settings, intake: Intake) -> Indices:
+    """The training samples that take part: all, or the share `data.train_fraction` of each class."""
+    train, fraction = intake.split.train, settings["data.train_fraction"]
+    if fraction >= 1:
+        return train
+    keys = keys_of([intake.source.keys[index] for index in train.tolist()])
+    return take_fraction(train, keys, strata_of(intake, train), fraction, seed=settings["training.seed"])
+
+
+def strata_of(intake: Intake, indices: Indices) -> tuple[str, ...]:
+    """What each of these samples counts as where classes are held apart."""
+    labels = intake.source.labels
+    return intake.task.strata([] if labels is None else [labels[index] for index in indices.tolist()])
+
+
 def _resolve_batches(settings: Settings, intake: Intake) -> None:
-    num_train = len(intake.split.train)
+    num_train = len(chosen_samples(settings, intake))
     if settings.asks("training.batch_size"):
         size = 32 if num_train < 5_000 else 64 if num_train < 20_000 else 128
         settings.decide("training.batch_size", min(size, num_train), f"{num_train:,} training samples")
