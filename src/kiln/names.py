@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import re
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,7 @@ VERBS = {
     "check": "kiln.jobs.check:check",
     "demo": "kiln.jobs.demo:demo",
     "show": "kiln.jobs.show:show",
+    "verify": "kiln.jobs.verify:verify",
     "bench_data": "kiln.jobs.bench_data:bench_data",
     "load": "kiln.runtimes:load",
     "fit": "kiln.engine.fit:fit",
@@ -38,7 +41,23 @@ TASKS = {
 LOSSES = {
     "cross_entropy": "kiln.losses:CrossEntropy",
     "binary_cross_entropy": "kiln.losses:BinaryCrossEntropy",
+    "focal": "kiln.losses:Focal",
+    "binary_focal": "kiln.losses:BinaryFocal",
+    "asymmetric": "kiln.losses:Asymmetric",
+    "asymmetric_softmax": "kiln.losses:AsymmetricSoftmax",
+    "poly1": "kiln.losses:Poly1",
+    "dice": "kiln.losses:Dice",
+    "tversky": "kiln.losses:Tversky",
+    "jaccard": "kiln.losses:Jaccard",
+    "generalized_dice": "kiln.losses:GeneralizedDice",
     "mse": "kiln.losses:MeanSquaredError",
+    "mae": "kiln.losses:MeanAbsoluteError",
+    "huber": "kiln.losses:Huber",
+    "supervised_contrastive": "kiln.losses:SupervisedContrastive",
+    "l1_weights": "kiln.losses:L1Weights",
+    "l2_weights": "kiln.losses:L2Weights",
+    "l1_outputs": "kiln.losses:L1Outputs",
+    "l2_outputs": "kiln.losses:L2Outputs",
 }
 
 OPTIMIZERS = {
@@ -77,6 +96,28 @@ STRATEGIES = {"single": "kiln.engine.strategy:Single", "ddp": "kiln.engine.strat
 RUNTIMES = {"torch": "kiln.runtimes.torch:TorchRuntime", "onnx": "kiln.runtimes.onnx:OnnxRuntime"}
 
 
+OBJECT = "object:"
+_objects: dict[str, Any] = {}
+
+
+def name_of(part: Any) -> str:
+    """The text by which a recipe names an object given from Python.
+
+    What a module holds under its own name (a function, a class) is named `module:name`, and can be found again in any
+    process. Anything else (an instance, a lambda, what is written in a session) is named `object:NAME` and known to this
+    process only: who resumes such a run gives the object again.
+    """
+    module, name = getattr(part, "__module__", None), getattr(part, "__qualname__", None)
+    found: Any = sys.modules.get(module) if module not in (None, "__main__") else None
+    for step in (name or "").split("."):
+        found = getattr(found, step, None)
+    if found is part and isinstance(name, str):
+        return f"{module}:{name}"
+    name = f"{OBJECT}{re.sub('[^A-Za-z0-9_.]+', '_', name or type(part).__qualname__).strip('_')}"
+    _objects[name] = part
+    return name
+
+
 def load_object(target: str) -> Any:
     """Import what `module:attribute` or `path/to/file.py:attribute` names.
 
@@ -85,6 +126,11 @@ def load_object(target: str) -> Any:
 
     Raises: UsageError: no such module or attribute.
     """
+    if target.startswith(OBJECT):
+        if target in _objects:
+            return _objects[target]
+        what = f"{target!r} was an object given from Python, in another process"
+        raise UsageError("E108", what, hint="give it again, or put it into a module or a file and name that")
     place, _, attribute = target.rpartition(":")
     if not place or not attribute:
         raise UsageError("E108", f"{target!r} is not module:name", expected="package.module:name or path/file.py:name")

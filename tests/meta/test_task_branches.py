@@ -86,7 +86,7 @@ def test_the_branch_check_can_fail(text):
 
 @pytest.mark.parametrize(
     "text",
-    ["if task is None: f()", "task = tasks.get(name)", "loss = task.default_loss()", "name: str = 'classification'"],
+    ["if task is None: f()", "task = tasks.get(name)", "loss = make(task.loss)", "name: str = 'classification'"],
 )
 def test_the_branch_check_lets_the_right_through(text):
     assert branch_problems(parse("kiln.engine.x", text)) == []

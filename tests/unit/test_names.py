@@ -65,7 +65,7 @@ def test_resolve_knows_the_table_and_the_users_own():
     with pytest.raises(UsageError, match="unknown loss 'cross_entrop'") as caught:
         resolve(names.LOSSES, "cross_entrop", kind="loss")
     assert caught.value.suggestion == "cross_entropy"
-    assert "choices: binary_cross_entropy, cross_entropy, mse" in str(caught.value)
+    assert "choices: asymmetric, asymmetric_softmax, binary_cross_entropy, " in str(caught.value)
 
 
 @pytest.mark.parametrize("table", ["TASKS", "LOSSES"])

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from kiln import tasks
 from kiln.errors import ArtifactError, DataError, NumericError, UsageError
+from kiln.losses import make
 from kiln.metrics import Metric
 from kiln.names import TASKS
 
@@ -49,11 +50,11 @@ def test_every_task_trains_with_its_own_loss_and_measures_the_same_number(task):
     classes = ("a", "b", "c")
     targets = task.encode(["a", "c", "b", "c"], classes)
     logits = np.random.default_rng(0).normal(size=(4, 3))
-    values = task.default_loss()(torch.from_numpy(logits), torch.from_numpy(targets)).values
+    values = make(task.loss)(torch.from_numpy(logits), torch.from_numpy(targets)).values
     assert values.shape == (4,)
     found = task.metrics(logits, targets, classes)
     assert found["loss"].value == pytest.approx(float(values.mean()), abs=1e-12)
-    smooth = task.default_loss(smoothing=0.2)(torch.from_numpy(logits), torch.from_numpy(targets)).values
+    smooth = make(task.loss, smoothing=0.2)(torch.from_numpy(logits), torch.from_numpy(targets)).values
     assert not torch.allclose(smooth, values)
     probabilities = task.probabilities(logits)
     torchs = torch.softmax if task.name == "classification" else lambda x, _: torch.sigmoid(x)

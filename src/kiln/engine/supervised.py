@@ -7,12 +7,12 @@ from typing import Any
 
 from kiln.batch import Batch
 from kiln.engine.state import State
-from kiln.losses.contract import as_terms
+from kiln.losses.contract import as_terms, is_coupled
 from kiln.models.outputs import main_and_auxiliary
 
 
 def supervised(loss: Callable[[Any, Any], Any]) -> Callable[[State, Batch], Any]:
-    """Make a `forward_loss` of a loss `(outputs, targets)`.
+    """Make a `forward_loss` of a loss `(outputs, targets)`; it is coupled if the loss is.
 
     Auxiliary outputs (inception_v3, googlenet) add their weighted loss, in training only.
     """
@@ -26,4 +26,5 @@ def supervised(loss: Callable[[Any, Any], Any]) -> Callable[[State, Batch], Any]
             result = terms._replace(values=terms.values + weight * more.values)
         return result
 
+    forward_loss.coupled = is_coupled(loss)  # pyright: ignore[reportFunctionMemberAccess]
     return forward_loss

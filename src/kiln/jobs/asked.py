@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from kiln.errors import UsageError
+from kiln.names import name_of
 from kiln.recipe import FIELDS, Recipe
 
 SHORT_NAMES = {
@@ -20,6 +21,9 @@ SHORT_NAMES = {
     "name": "run.name",
     "checkpoint_every": "checkpoint.every",
 }
+
+FIELDS_OF_OBJECTS = ("loss.name",)
+"""Fields that take the user's own code as an object too."""
 
 
 @dataclass(frozen=True)
@@ -44,13 +48,20 @@ def asked_for(
     Raises: UsageError: an unknown name, a wrong value, or two data sets.
     """
     changes = {**{_full_name(name): value for name, value in settings.items()}, **(overrides or {})}
-    changes = {name: os.fspath(value) if isinstance(value, os.PathLike) else value for name, value in changes.items()}
+    changes = {name: _as_text(name, value) for name, value in changes.items()}
     recipe = (recipe or Recipe()).override(changes) if changes else recipe or Recipe()
     if isinstance(data, str | os.PathLike):
         recipe, data = recipe.override({"data.path": os.fspath(data)}), None
     elif data is not None and recipe.data.path is not None:
         raise UsageError("E103", f"two data sets: an object, and data.path = {recipe.data.path}", expected="one")
     return Asked(recipe, data, changes)
+
+
+def _as_text(name: str, value: Any) -> Any:
+    """A path, or the user's own code as an object, as the text by which a recipe names it."""
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
+    return name_of(value) if name in FIELDS_OF_OBJECTS and callable(value) else value
 
 
 def _full_name(name: str) -> str:

@@ -20,7 +20,7 @@ from kiln.engine.strategy import Strategy
 from kiln.engine.supervised import supervised
 from kiln.errors import DataError, UsageError
 from kiln.jobs.batches import assemble_batches
-from kiln.jobs.criterion import make_loss
+from kiln.jobs.criterion import LossState, make_loss
 from kiln.jobs.intake import Intake
 from kiln.jobs.optimization import make_ema, make_optimizer, make_schedule
 from kiln.jobs.resolve import Settings
@@ -84,7 +84,10 @@ def assemble(settings: Settings, intake: Intake, strategy: Strategy, *, resuming
         validator = Validator(
             intake, pipeline.validation, created, bad_files, strategy, skip_bad=skip_bad, workers=workers
         )
-    step = _step(settings, intake, strategy, device)
+    loss = make_loss(settings, intake, model, mixed=pipeline.batches.mixing is not None)
+    if loss.state_dict():
+        state.parts["loss"] = LossState(loss)
+    step = _step(settings, loss, strategy)
     schedule = make_schedule(settings, total_steps, steps_per_epoch)
     _read_elsewhere(settings)
     settings.require_all_read()
@@ -173,14 +176,14 @@ def _set_determinism(level: str) -> None:
         torch.backends.cudnn.benchmark = not strict
 
 
-def _step(settings: Settings, intake: Intake, strategy: Strategy, device: torch.device) -> Step:
+def _step(settings: Settings, loss: nn.Module, strategy: Strategy) -> Step:
     micro = settings["training.micro_batch_size"]
     return Step(
-        supervised(make_loss(settings, intake).to(device)),
+        supervised(loss),
         strategy=strategy,
         precision=settings["training.precision"],
         micro_batch_size=micro,
-        clip_norm=settings["optim.clip_norm"],
+        clip=settings["optim.clip_norm"],
         seed=settings["training.seed"],
     )
 

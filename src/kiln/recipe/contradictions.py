@@ -7,6 +7,7 @@ from typing import Any
 
 from kiln.recipe.check import Problem
 from kiln.recipe.duration import Duration
+from kiln.recipe.loss_text import find_loss_problems
 
 # field -> (the field that decides, the values under which the first has an effect)
 EFFECTIVE_ONLY = {
@@ -17,7 +18,6 @@ EFFECTIVE_ONLY = {
     "optim.momentum": ("optim.name", ("sgd",)),
     "optim.betas": ("optim.name", ("adamw",)),
     "optim.eps": ("optim.name", ("adamw",)),
-    "schedule.min_lr_fraction": ("schedule.name", ("cosine",)),
 }
 WITHOUT_POLICY = tuple(
     f"augment.{name}" for name in ("crop", "crop_scale", "crop_ratio", "crop_padding", "hflip", "vflip")
@@ -38,6 +38,7 @@ def find_contradictions(values: Mapping[str, Any], defaults: Mapping[str, Any]) 
         *_empty(values),
         *_not_rising(values),
         *_too_much(values),
+        *find_loss_problems(values, defaults),
     ]
 
 
@@ -88,12 +89,6 @@ def _too_much(values: Mapping[str, Any]) -> Iterator[Problem]:
     if isinstance(batch, int) and isinstance(micro, int) and micro > batch:
         yield Problem(
             "E103", f"training.micro_batch_size = {micro} > training.batch_size = {batch}", expected="at most it"
-        )
-    warmup, epochs = values["schedule.warmup"], values["training.epochs"]
-    whole = Duration(100, "%") if warmup.unit == "%" else epochs
-    if warmup.unit == whole.unit and warmup.value >= whole.value:
-        yield Problem(
-            "E103", f"schedule.warmup = {warmup} lasts as long as training ({epochs})", expected="less than it"
         )
     if values["run.strategy"] == "single" and values["run.processes"] > 1:
         what = f"run.processes = {values['run.processes']} with run.strategy = 'single'"

@@ -192,8 +192,17 @@ class Augment(Section):
 class Loss(Section):
     """What training makes small."""
 
-    name: str = option("auto", "The loss: auto for the task's own, cross_entropy, binary_cross_entropy, module:name.")
+    name: str = option(
+        "auto",
+        "The loss: auto for the task's own, a name, module:name, or a sum such as cross_entropy + 0.5*dice.",
+    )
     smoothing: ShareBelowOne = option(0.1, "Label smoothing: share of the target spread over all classes.")
+    class_weights: Literal["none", "inverse", "effective"] | tuple[NonNegativeFloat, ...] = option(
+        "none", "Weight of each class: by its training samples (inverse, effective number), or given."
+    )
+    pos_weight: Literal["none", "inverse"] | tuple[PositiveFloat, ...] = option(
+        "none", "Weight of the positives of each label: negatives / positives (inverse), or given."
+    )
 
 
 @section
@@ -213,9 +222,19 @@ class Optim(Section):
 class Schedule(Section):
     """How the learning rate moves."""
 
-    name: str = option("cosine", "Shape after warmup: cosine, constant, or module:name.")
-    warmup: Duration = option(Duration(10, "%"), "Length of the linear rise to the peak rate.", units=SHARE_UNITS)
-    min_lr_fraction: Share = option(0.01, "Rate at the end of the cosine, as share of the peak.")
+    name: str = option("cosine", "Shape after warmup: a name (docs/schedules.md), step(every=30%), or module:name.")
+    args: dict[str, Any] = option(
+        {}, "Settings of that shape by their names; lengths are durations, and 30% is of the steps after warmup."
+    )
+    warmup: Auto | Duration = option(
+        "auto",
+        "Length of the way up to the peak rate; auto is 10%, or 0 where the shape rises by itself or is your own.",
+        units=SHARE_UNITS,
+    )
+    warmup_shape: Literal["linear", "exponential", "constant"] = option(
+        "linear", "Way up: by equal steps (linear), by equal ratios (exponential), or a third of the peak (constant)."
+    )
+    min_lr_fraction: Share = option(0.01, "Lowest rate of shapes that have one, as share of the peak.")
 
 
 @section

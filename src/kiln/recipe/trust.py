@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Collection
 
 from kiln.errors import SecurityError
+from kiln.names import OBJECT
+from kiln.recipe.loss_text import code_in
 from kiln.recipe.recipe import Recipe
 
 FIELDS_THAT_NAME_CODE = ("model.name", "loss.name", "optim.name", "schedule.name", "task.name")
@@ -13,7 +15,12 @@ FIELDS_THAT_NAME_CODE = ("model.name", "loss.name", "optim.name", "schedule.name
 def code_names(recipe: Recipe) -> dict[str, str]:
     """The user's own code in a recipe: field -> `module:name` or `path/file.py:name`."""
     named = {field: recipe[field] for field in FIELDS_THAT_NAME_CODE}
-    return {field: name for field, name in named.items() if ":" in name and not name.startswith("hf-hub:")}
+    losses = {f"loss.name[{place}]": name for place, name in enumerate(code_in(named.pop("loss.name")))}
+    return {
+        field.removesuffix("[0]"): name
+        for field, name in {**named, **losses}.items()
+        if ":" in name and not name.startswith(("hf-hub:", OBJECT))
+    }
 
 
 def require_trust(recipe: Recipe, typed: Collection[str], *, named_by: str) -> None:

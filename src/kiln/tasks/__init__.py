@@ -25,6 +25,8 @@ class Task(Protocol):
     def name(self) -> str: ...  # noqa: D102
     @property
     def monitor(self) -> str: ...  # noqa: D102
+    @property
+    def loss(self) -> str: ...  # noqa: D102
     def class_names(self, labels: Sequence[str], given: tuple[str, ...] | None = None) -> tuple[str, ...]: ...  # noqa: D102
     def occurring(self, labels: Sequence[str], given: tuple[str, ...] | None = None) -> frozenset[str]: ...  # noqa: D102
     def encode(  # noqa: D102
@@ -33,7 +35,8 @@ class Task(Protocol):
     def strata(self, labels: Sequence[str]) -> tuple[str, ...]: ...  # noqa: D102
     def num_outputs(self, classes: Sequence[str]) -> int: ...  # noqa: D102
     def soften(self, targets: Any, num_outputs: int) -> Any: ...  # noqa: D102
-    def default_loss(self, *, smoothing: float = 0.0) -> Any: ...  # noqa: D102
+    def target_kind(self, *, mixed: bool) -> str: ...  # noqa: D102
+    def class_counts(self, targets: NDArray[Any], num_outputs: int) -> NDArray[np.int64]: ...  # noqa: D102
     def probabilities(self, logits: NDArray) -> NDArray[np.float64]: ...  # noqa: D102
     def metrics(  # noqa: D102
         self,

@@ -17,7 +17,7 @@ from kiln.tasks.prediction import Prediction, likeliest
 from kiln.tasks.scoring import counted, score, table_row
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
+    from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -26,6 +26,7 @@ class Classification:
 
     name: ClassVar[str] = "classification"
     monitor: ClassVar[str] = "accuracy"
+    loss: ClassVar[str] = "cross_entropy"
 
     def class_names(self, labels: Sequence[str], given: tuple[str, ...] | None = None) -> tuple[str, ...]:
         """The classes, in the order of the model's outputs.
@@ -75,11 +76,13 @@ class Classification:
 
         return one_hot(targets, num_outputs).float()
 
-    def default_loss(self, *, smoothing: float = 0.0) -> nn.Module:
-        """Softmax cross entropy."""
-        from kiln.losses import CrossEntropy  # torch is not needed to read labels or predictions
+    def target_kind(self, *, mixed: bool) -> str:
+        """What a loss is given, in the words of `kiln.losses.modules`: class indices; mixed, shares of classes."""
+        return "shares" if mixed else "classes"
 
-        return CrossEntropy(smoothing=smoothing)
+    def class_counts(self, targets: NDArray[Any], num_outputs: int) -> NDArray[np.int64]:
+        """(K,) how many of the targets (N,) are of each class."""
+        return np.bincount(targets, minlength=num_outputs)
 
     def probabilities(self, logits: NDArray) -> NDArray[np.float64]:
         """Softmax over the last axis, in float64."""

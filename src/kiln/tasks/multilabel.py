@@ -18,7 +18,7 @@ from kiln.tasks.prediction import Prediction, likeliest
 from kiln.tasks.scoring import counted, score, table_row
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
+    from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -32,6 +32,7 @@ class Multilabel:
 
     separator: str = ","
     name: ClassVar[str] = "multilabel"
+    loss: ClassVar[str] = "binary_cross_entropy"
     monitor: ClassVar[str] = "accuracy"
 
     def __post_init__(self) -> None:
@@ -94,11 +95,13 @@ class Multilabel:
         """Rows (B, K) of 0 and 1 as float32, which can be mixed."""
         return targets.float()
 
-    def default_loss(self, *, smoothing: float = 0.0) -> nn.Module:
-        """Sigmoid cross entropy, averaged over the labels."""
-        from kiln.losses import BinaryCrossEntropy  # torch is not needed to read labels or predictions
+    def target_kind(self, *, mixed: bool) -> str:  # noqa: ARG002 - mixed labels are labels between 0 and 1
+        """What a loss is given, in the words of `kiln.losses.modules`: rows of yes and no."""
+        return "labels"
 
-        return BinaryCrossEntropy(smoothing=smoothing)
+    def class_counts(self, targets: NDArray[Any], num_outputs: int) -> NDArray[np.int64]:  # noqa: ARG002 - K of (N, K)
+        """(K,) how many of the targets (N, K) have each label."""
+        return np.asarray(targets).astype(np.int64).sum(axis=0)
 
     def probabilities(self, logits: NDArray) -> NDArray[np.float64]:
         """Sigmoid of each, in float64."""
