@@ -168,7 +168,7 @@ def test_a_whole_image_training_resumes_bit_for_bit(tiny_model, tmp_path):
     batches = Batches(*pictures(20), 6)
 
     def begin():
-        return make_state(tiny_model(), ema=0.99), make_step(seed=3, clip_norm=1.0)
+        return make_state(tiny_model(), ema=0.99), make_step(seed=3, clip=1.0)
 
     schedule = with_warmup(cosine, 10, warmup_steps=2, min_fraction=0.01)
     whole, step = begin()
@@ -178,7 +178,7 @@ def test_a_whole_image_training_resumes_bit_for_bit(tiny_model, tmp_path):
         for event in fit(first, step, batches, total_steps=10, schedule=schedule, save=saver(tmp_path / str(cut))):
             if isinstance(event, StepDone) and event.step == cut:
                 first.request_stop("SIGTERM")
-        second, step = make_state(tiny_model(seed=5), ema=0.99), make_step(seed=3, clip_norm=1.0)
+        second, step = make_state(tiny_model(seed=5), ema=0.99), make_step(seed=3, clip=1.0)
         second.load_state(read_checkpoint(tmp_path / str(cut) / f"step-{cut:08d}").tree)
         drain(fit(second, step, batches, total_steps=10, schedule=schedule))
         assert differing(frozen(whole), frozen(second)) == []

@@ -42,7 +42,7 @@ def train_to(state, step, batches, total_steps):
 def test_a_bad_sample_skips_its_step_and_nothing_moves(tiny_model, opt, value, micro):
     batches = poisoned(7, value)
     state = make_state(tiny_model(), opt=opt, ema=0.9)
-    step = make_step(micro_batch_size=micro, clip_norm=1.0)
+    step = make_step(micro_batch_size=micro, clip=1.0)
     train_to(state, step, batches, 1)
     before = tensors_and_counters(state)
     events = train_to(state, step, batches, 2)

@@ -149,7 +149,7 @@ def test_trap_clipping_is_by_the_norm_of_the_whole_mean_gradient(tiny_model):
         reference = copy.deepcopy(model)
         _, norm = plain_update(reference, images, labels, clip=clip)
         assert bool(norm > clip) == bites
-        make_step(clip_norm=clip, micro_batch_size=5)(sgd_state(model), Batch(images, labels))
+        make_step(clip=clip, micro_batch_size=5)(sgd_state(model), Batch(images, labels))
         assert largest_gap(model, reference) < 1e-6
 
 

@@ -50,7 +50,7 @@ def train(tiny_model, strategy, *, dtype=torch.float32, poison=None, num=13, siz
         images[poison] = float("nan")
     batches = Share(images, labels, size, strategy)
     state = make_state(tiny_model(drop=0.0, norm=False).to(dtype), opt="sgd", lr=0.1, ema=0.9)
-    step = make_step(strategy=strategy, micro_batch_size=micro, clip_norm=5.0)
+    step = make_step(strategy=strategy, micro_batch_size=micro, clip=5.0)
 
     def warm_up(wrapped):
         state.forward = wrapped

@@ -7,7 +7,8 @@ steps later, so that nothing waits. The lag is the same on all processes. On the
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
@@ -47,6 +48,15 @@ class BufferGuard:
     def restore(self) -> None:
         """Put them back."""
         self._flat.copy_(self._saved)
+
+    @contextmanager
+    def unchanged(self) -> Iterator[None]:
+        """Within, buffers may move; afterwards they are as before. For a second look at a batch."""
+        kept = self._flat.clone()
+        try:
+            yield
+        finally:
+            self._flat.copy_(kept)
 
     def restore_if(self, bad: Tensor) -> None:
         """Put them back where `bad` (0-d) is not zero; decided on the device, without asking the host."""

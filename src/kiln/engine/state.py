@@ -6,7 +6,7 @@ import copy
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -14,8 +14,11 @@ from torch import Tensor, nn
 from kiln.engine.guard import BufferGuard
 from kiln.errors import ArtifactError
 from kiln.optim.averages import Ema
-from kiln.optim.schedules import Plateau
 from kiln.optim.groups import GROUP_KEYS
+from kiln.optim.schedules import Plateau
+
+if TYPE_CHECKING:
+    from kiln.engine.stages import Stages
 
 
 class Part(Protocol):
@@ -80,6 +83,7 @@ class State:
         ema: the average of the weights, if one is kept.
         tracker: the best evaluation so far, if there are evaluations.
         plateau: reduces the rates when evaluations stop improving, if that is wanted.
+        stages: of fine-tuning, if there are any: what is trained from which step on.
         parts: further stateful parts under fixed names.
         step: optimizer steps done; also the next step's number.
         epoch: epochs completed.
@@ -96,6 +100,7 @@ class State:
     ema: Ema | None = None
     tracker: Tracker | None = None
     plateau: Plateau | None = None
+    stages: Stages | None = None
     parts: dict[str, Part] = field(default_factory=dict)
     step: int = 0
     epoch: int = 0
@@ -158,6 +163,8 @@ class State:
             tree["tracker"] = self.tracker.state()
         if self.plateau is not None:
             tree["plateau"] = self.plateau.state()
+        if self.stages is not None:
+            tree["stages"] = self.stages.state()
         return tree
 
     def load_state(self, tree: dict[str, Any]) -> None:
@@ -165,7 +172,7 @@ class State:
 
         Raises: ArtifactError: the tree is of another model, or lacks a part that this training has.
         """
-        optional = {"ema": self.ema, "tracker": self.tracker, "plateau": self.plateau}
+        optional = {"ema": self.ema, "tracker": self.tracker, "plateau": self.plateau, "stages": self.stages}
         expected = {"model", "optimizer", "progress", "parts", *(k for k, v in optional.items() if v is not None)}
         if set(tree) != expected or set(tree["parts"]) != set(self.parts):
             found = sorted({*tree, *tree.get("parts", ())})
@@ -173,6 +180,8 @@ class State:
                 "E304", f"the checkpoint holds {', '.join(found)}", expected=", ".join(sorted({*expected, *self.parts}))
             )
         load_model(self.model, tree["model"])
+        if self.stages is not None:
+            self.stages.load_state(tree["stages"], self)  # first, as it decides what the optimizer is over
         load_optimizer_state(self.model, self.optimizer, tree["optimizer"])
         progress = tree["progress"]
         self.step, self.epoch = progress["step"], progress["epoch"]
@@ -210,7 +219,8 @@ def load_model(model: nn.Module, tensors: dict[str, Tensor]) -> None:
 def optimizer_state(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
     """An optimizer's state keyed by parameter name, so that it survives another order of parameters or groups.
 
-    `groups` holds what an optimizer itself counts by group (Lamb's and Adan's step), under each parameter's name.
+    `groups` holds what an optimizer itself counts by group (Lamb's and Adan's step), under each parameter's name, and
+    `more` what it adds to its own `state_dict` (Kron's random state).
 
     Raises: ArtifactError: the optimizer keeps state beside its parameters.
     """
@@ -226,6 +236,7 @@ def optimizer_state(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[
             if (counted := _counted(group, optimizer))
             for parameter in group["params"]
         },
+        "more": {k: v for k, v in optimizer.state_dict().items() if k not in ("state", "param_groups")},
     }
 
 
@@ -251,6 +262,8 @@ def load_optimizer_state(model: nn.Module, optimizer: torch.optim.Optimizer, tre
     for group in optimizer.param_groups:
         known = [tree["groups"][names[p]] for p in group["params"] if names[p] in tree["groups"]]
         group.update({key: copy.deepcopy(value) for key, value in (known[0] if known else {}).items()})
+    if tree["more"]:
+        optimizer.load_state_dict({**optimizer.state_dict(), **tree["more"]})
 
 
 def _counted(group: dict[str, Any], optimizer: torch.optim.Optimizer) -> dict[str, Any]:

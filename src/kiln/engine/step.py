@@ -1,11 +1,13 @@
 """One optimizer step: forward, backward, guard, update. Exact for any cut of the batch.
 
 The inside is `forward_loss(state, batch)`; everything around it (micro-batches, processes, precision, clipping, the
-guard, running out of memory) is here, once. Distillation or a sharpness-aware step replaces the inside.
+guard, running out of memory) is here, once. Distillation replaces the inside; a sharpness-aware step and optimizers that
+evaluate a batch several times (L-BFGS) go through the whole wrapper again, with the same dropout.
 """
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from functools import lru_cache
 from typing import Any, NamedTuple
@@ -18,8 +20,11 @@ from kiln.batch import Batch
 from kiln.engine.precision import autocast
 from kiln.engine.state import State
 from kiln.engine.strategy import Single, Strategy
-from kiln.errors import ResourceError
-from kiln.losses.contract import as_terms
+from kiln.errors import ResourceError, UsageError
+from kiln.losses.contract import as_terms, is_coupled
+from kiln.optim.clipping import Clip, ClipNorm
+from kiln.optim.optimizers import prime_momentum
+from kiln.optim.sam import SharpnessAware
 from kiln.random import Purpose, bits
 
 ForwardLoss = Callable[[State, Batch], Any]
@@ -49,7 +54,9 @@ class Step:
         strategy: how processes share the work.
         precision: of the forward pass, `fp32` or `bf16`.
         micro_batch_size: samples per forward pass; None takes the whole batch at once. The update is the same.
-        clip_norm: largest norm of the gradient; larger ones are scaled down.
+        clip: bounds the gradient of the whole batch (`kiln.optim.clipping`, or your own function of the parameters); a
+            number is the largest norm.
+        sam: takes the gradient where, close by, the loss is largest; costs a second forward and backward.
         seed: makes dropout a pure function of (seed, step, micro-batch, rank).
     """
 
@@ -60,33 +67,32 @@ class Step:
         strategy: Strategy | None = None,
         precision: str = "fp32",
         micro_batch_size: int | None = None,
-        clip_norm: float | None = None,
+        clip: Clip | float | None = None,
+        sam: SharpnessAware | None = None,
         seed: int = 0,
     ) -> None:
         self.forward_loss = forward_loss
         self.strategy = strategy or Single()
         self.precision = precision
         self.micro_batch_size = micro_batch_size
-        self.clip_norm = clip_norm
+        self.clip = ClipNorm(clip) if isinstance(clip, int | float) else clip
+        self.sam = sam
         self.seed = seed
-        self._bound: State | None = None
+        self._bound: torch.optim.Optimizer | None = None
 
     def __call__(self, state: State, batch: Batch) -> Measured:
         """Take one step; `state.step` is the number of the step being taken."""
-        if self._bound is not state:
+        if self._bound is not state.optimizer:  # another one, at each stage of fine-tuning
             self._bind(state)
         num_samples = len(batch)
         if num_samples == 0:  # only in one process: the loader gives every rank a row to go through the motions with
             return Measured(self._one, self._zero, 0.0)
         count = float(batch.total or num_samples)
         state.buffers.save()
-        while True:
-            try:
-                loss, weight = self._backward(state, batch, num_samples, count)
-                break
-            except torch.OutOfMemoryError as error:
-                self._halve(state, batch, error)
-        loss, weight, stop, save = self._finish_gradients(state, loss, weight, count)
+        loss, weight, stop, save = self._gradients(state, batch, num_samples, count)
+        if self._needs_closure:
+            bad = self._closure_step(state, batch, num_samples, count, loss)
+            return Measured(bad, loss, weight, stop, save)
         return Measured(self._optimizer_step(state), loss, weight, stop, save)
 
     def rehearse(self, state: State, batch: Batch) -> None:
@@ -101,10 +107,37 @@ class Step:
         self._autocast = autocast(self.precision, device)
         self._bad = torch.zeros((), device=device)
         self._zero, self._one = torch.zeros((), device=device), torch.ones((), device=device)
-        self._skips_itself = device.type != "cpu" and bool(state.optimizer.defaults.get("fused"))
+        optimizer = state.optimizer
+        prime_momentum(optimizer)
+        fused = bool(optimizer.defaults.get("fused")) and getattr(optimizer, "_step_supports_amp_scaling", False)
+        self._skips_itself = device.type != "cpu" and fused
+        self._needs_closure = _requires_closure(optimizer)
+        if self._needs_closure and self.sam is not None:
+            raise UsageError("E103", f"sam with {type(optimizer).__name__}, which evaluates each batch several times")
         self._generator = _generator(device)
         self._seeds = _DropoutSeeds(self.seed, self.strategy.rank)
-        self._bound = state
+        self._bound = state.optimizer
+
+    def _gradients(self, state: State, batch: Batch, num_samples: int, count: float) -> Sums:
+        """The gradient that the optimizer is given, in whatever micro-batches fit."""
+        while True:
+            try:
+                self._bad.zero_()
+                sums = self._evaluate(state, batch, num_samples, count)
+                if self.sam is not None:
+                    with self.sam.uphill(self._parameters), state.buffers.unchanged():
+                        self._evaluate(state, batch, num_samples, count)
+                break
+            except torch.OutOfMemoryError as error:
+                self._halve(state, batch, error)
+        if self.clip is not None:
+            self.clip(self._parameters)
+        return sums
+
+    def _evaluate(self, state: State, batch: Batch, num_samples: int, count: float) -> Sums:
+        """Exact loss and gradient of the whole batch where the weights stand."""
+        loss, weight = self._backward(state, batch, num_samples, count)
+        return self._finish_gradients(state, loss, weight, count)
 
     def _backward(self, state: State, batch: Batch, num_samples: int, count: float) -> tuple[Tensor, Tensor | float]:
         """Accumulate gradients of sum(loss * weights) / count; returns that and the sum of weights."""
@@ -112,6 +145,9 @@ class Step:
             parameter.grad = None
         share = self.strategy.world_size / count  # DistributedDataParallel divides by the number of processes
         size = min(self.micro_batch_size or num_samples, num_samples)
+        if size < num_samples and is_coupled(self.forward_loss):
+            what = f"micro_batch_size = {size} cuts a batch of {num_samples}, whose samples the loss couples"
+            raise UsageError("E103", what, expected="the whole batch at once: micro_batch_size = None")
         micros = [batch] if size == num_samples else list(batch.split(size))
         loss, weight = self._zero, 0.0
         for index, micro in enumerate(micros):
@@ -132,9 +168,8 @@ class Step:
         return loss, weight
 
     def _finish_gradients(self, state: State, loss: Tensor, weight: Tensor | float, count: float) -> Sums:
-        """Bring loss and gradients to the exact weighted mean over all processes, check and clip them."""
+        """Bring loss and gradients to the exact weighted mean over all processes, and check them."""
         scale, stop, save = self._one, 0.0, 0.0
-        self._bad.zero_()
         if self.strategy.world_size > 1:
             loss, weight, stop, save = self._sum_over_processes(state, loss, weight)
         if isinstance(weight, Tensor):
@@ -144,9 +179,6 @@ class Step:
         if loss.dtype != gradients[0].dtype:
             loss = loss.to(gradients[0].dtype)
         torch._amp_foreach_non_finite_check_and_unscale_([*gradients, loss], self._bad, scale)
-        if self.clip_norm is not None:
-            norm = torch.nn.utils.get_total_norm(gradients)
-            torch.nn.utils.clip_grads_with_norm_(self._parameters, self.clip_norm, norm)
         return loss, weight, stop, save
 
     def _sum_over_processes(self, state: State, loss: Tensor, weight: Tensor | float) -> Sums:
@@ -176,8 +208,46 @@ class Step:
                 state.ema.update()
         return bad
 
+    def _closure_step(self, state: State, batch: Batch, num_samples: int, count: float, loss: Tensor) -> float:
+        """A step of an optimizer that evaluates the batch again and again; it waits for each loss.
+
+        Running statistics move once. If any evaluation is bad, weights and optimizer are put back as they were.
+        """
+        first: list[Tensor] = [loss]
+
+        def evaluate() -> Tensor:
+            if first:  # the gradients of this one are there already
+                return first.pop()
+            with state.buffers.unchanged():
+                value = self._gradients(state, batch, num_samples, count)[0]
+            if self._bad.item():
+                raise _BadEvaluationError
+            return value
+
+        if self._bad.item():
+            state.buffers.restore()
+            return 1.0
+        optimizer: Any = state.optimizer
+        weights = [parameter.detach().clone() for parameter in self._parameters]
+        kept = {parameter: _as_it_is(values) for parameter, values in optimizer.state.items()}
+        try:
+            optimizer.step(evaluate)
+        except _BadEvaluationError:
+            with torch.no_grad():
+                torch._foreach_copy_([*self._parameters], weights)
+            optimizer.state.clear()
+            optimizer.state.update(kept)
+            state.buffers.restore()
+            return 1.0
+        if state.ema is not None:
+            state.ema.update()
+        return 0.0
+
     def _halve(self, state: State, batch: Batch, error: torch.OutOfMemoryError) -> None:
         size = self.micro_batch_size or len(batch)
+        if is_coupled(self.forward_loss):
+            what = f"out of memory with {size} samples at once, and the loss couples them: they cannot be cut"
+            raise ResourceError("E402", what, hint=f"-b {size // 2}, or a loss without per_batch") from error
         if size == 1:
             raise ResourceError(
                 "E402", "out of memory with one sample at a time", hint="a smaller --img-size or --model"
@@ -194,6 +264,23 @@ class Step:
         torch.accelerator.empty_cache() if torch.accelerator.is_available() else None
         self.micro_batch_size = (size + 1) // 2
         state.decide("out_of_memory", micro_batch_size=self.micro_batch_size)
+
+
+class _BadEvaluationError(Exception):
+    """Ends a step within the optimizer's search."""
+
+
+def _requires_closure(optimizer: torch.optim.Optimizer) -> bool:
+    closure = inspect.signature(optimizer.step).parameters.get("closure")
+    return closure is not None and closure.default is inspect.Parameter.empty
+
+
+def _as_it_is(values: dict[str, Any]) -> dict[str, Any]:
+    """A parameter's state where a step cannot change it in place; tensors within lists are never changed so."""
+    return {
+        key: value.clone() if isinstance(value, Tensor) else list(value) if isinstance(value, list) else value
+        for key, value in values.items()
+    }
 
 
 class _DropoutSeeds:

@@ -22,8 +22,9 @@ from kiln.errors import DataError, UsageError
 from kiln.jobs.batches import assemble_batches
 from kiln.jobs.criterion import LossState, make_loss
 from kiln.jobs.intake import Intake
-from kiln.jobs.optimization import make_ema, make_optimizer, make_schedule
+from kiln.jobs.optimization import make_ema, make_optimizer
 from kiln.jobs.resolve import Settings
+from kiln.jobs.schedules import Clock, make_schedule
 from kiln.metrics import Metric
 from kiln.models.create import Created
 from kiln.models.normalize import Normalized
@@ -88,7 +89,8 @@ def assemble(settings: Settings, intake: Intake, strategy: Strategy, *, resuming
     if loss.state_dict():
         state.parts["loss"] = LossState(loss)
     step = _step(settings, loss, strategy)
-    schedule = make_schedule(settings, total_steps, steps_per_epoch)
+    clock = Clock(total_steps, steps_per_epoch, timetable.evaluate_every_steps)
+    schedule, state.plateau = make_schedule(settings, clock, validates=validator is not None)
     _read_elsewhere(settings)
     settings.require_all_read()
     return Training(

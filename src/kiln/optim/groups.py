@@ -17,7 +17,8 @@ from kiln.errors import UsageError, closest
 from kiln.optim.layers import layer_ids, undecayed_names
 
 Rules = Mapping[str, Mapping[str, Any]]
-_OWN_KEYS = ("params", "names", "name", "base_lr")
+GROUP_KEYS = ("params", "names", "name", "lr", "base_lr", "weight_decay", "algorithm")
+"""What a group holds beside an optimizer's own settings."""
 
 
 def parameter_groups(
@@ -100,7 +101,7 @@ def describe_groups(groups: Sequence[Mapping[str, Any]], *, num_examples: int = 
     rows = []
     shared = {key for group in groups for key in group if all(group.get(key) == other.get(key) for other in groups)}
     for group in groups:
-        own = {k: v for k, v in group.items() if k not in (*_OWN_KEYS, "lr", "weight_decay") and k not in shared}
+        own = {k: v for k, v in group.items() if k not in GROUP_KEYS[:-1] and k not in shared}
         names = list(group["names"])
         more = f", and {len(names) - num_examples} more" if len(names) > num_examples else ""
         rows.append(
@@ -157,7 +158,7 @@ def _checked_rule(pattern: str, settings: Mapping[str, Any]) -> dict[str, Any]:
             re.compile(pattern[3:])
         except re.error as error:
             raise UsageError("E102", f"{place} is not a regular expression: {error}") from error
-    if wrong := [key for key in settings if key in _OWN_KEYS]:
+    if wrong := [key for key in settings if key in GROUP_KEYS and key not in ("lr", "weight_decay")]:
         raise UsageError(
             "E101", f"{place} sets {wrong[0]!r}", expected="lr, lr_factor, weight_decay, or betas and such"
         )

@@ -43,15 +43,3 @@ class LBFGS(torch.optim.LBFGS):
         """As torch's, which can only flatten contiguous gradients; channels-last ones are copied."""
         parts = [torch.zeros_like(p) if p.grad is None else p.grad for p in self._params]
         return torch.cat([part.reshape(-1) for part in parts])
-
-    def history(self) -> dict[str, Any]:
-        """What a refused step must put back: the state as it is, where later steps do not change it in place."""
-        kept = self.state[self._params[0]]
-        return {
-            key: list(value) if isinstance(value, list) else value.clone() if isinstance(value, Tensor) else value
-            for key, value in kept.items()
-        }
-
-    def put_back(self, history: dict[str, Any]) -> None:
-        """Restore `history`."""
-        self.state[self._params[0]] = history

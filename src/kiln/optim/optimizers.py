@@ -6,6 +6,7 @@ maker's own signature.
 
 from __future__ import annotations
 
+import functools
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -14,12 +15,14 @@ import torch
 
 from kiln.errors import UsageError
 from kiln.names import OPTIMIZERS, resolve
+from kiln.optim.groups import GROUP_KEYS
 
 Groups = list[dict[str, Any]]
 Make = Callable[..., torch.optim.Optimizer]
 
+TIMM_MOMENTUM = 0.9
+"""What timm's own factory gives those that take one."""
 FUSED_DEVICES = ("cpu", "cuda", "xpu", "mps")
-_GROUP_KEYS = {"params", "names", "name", "lr", "base_lr", "weight_decay", "algorithm"}
 
 
 def create_optimizer(name: str | Make, groups: Groups, *, lr: float, **settings: Any) -> torch.optim.Optimizer:
@@ -73,12 +76,14 @@ def find_optimizer(name: str) -> Make:
         raise UsageError(
             "E108", f"unknown optimizer {name!r}", got=name, choices=choices, hint="or your own, as module:name"
         )
-    if get_optimizer_info(plain).second_order:
+    about = get_optimizer_info(plain)
+    if about.second_order:
         raise UsageError("E103", f"{name} needs second derivatives", expected="an optimizer of the gradient alone")
     try:
-        return get_optimizer_class(plain, bind_defaults=True)
+        make = get_optimizer_class(plain, bind_defaults=True)
     except (ImportError, AssertionError) as error:  # apex and bitsandbytes, which timm only passes on
         raise UsageError("E104", f"{name}: {error}") from error
+    return functools.partial(make, momentum=TIMM_MOMENTUM) if about.has_momentum else make
 
 
 def settings_of(make: Make) -> dict[str, Any] | None:
@@ -165,6 +170,6 @@ def _check_settings(shown: str, settings: Mapping[str, Any], taken: Mapping[str,
 def _check_group_settings(shown: str, optimizer: torch.optim.Optimizer, groups: Groups) -> None:
     """Hold that the optimizer keeps by group what the groups set."""
     for group in groups:
-        for key in group.keys() - _GROUP_KEYS - optimizer.defaults.keys():
+        for key in group.keys() - set(GROUP_KEYS) - optimizer.defaults.keys():
             what = f"{key} has no effect in the group {group.get('name', '?')!r}: {shown} keeps no such setting"
             raise UsageError("E103", what, got=key, choices=sorted(optimizer.defaults))
