@@ -62,6 +62,16 @@ class Skipped:
 
 
 @dataclass(slots=True, frozen=True)
+class StageBegan:
+    """From the next step on, other parts of the model are trained; what was frozen until now was proved unchanged."""
+
+    step: int
+    trains: str
+    num_trainable: int
+    num_parameters: int
+
+
+@dataclass(slots=True, frozen=True)
 class Stopped:
     """The loop ended. `reason` is `done`, `early_stop`, or what `request_stop` was given."""
 
@@ -70,4 +80,4 @@ class Stopped:
     reason: str
 
 
-Event = StepDone | EpochDone | Evaluated | Saved | Skipped | Stopped
+Event = StepDone | EpochDone | Evaluated | Saved | Skipped | StageBegan | Stopped

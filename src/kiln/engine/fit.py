@@ -78,6 +78,7 @@ def fit(
         save: state -> path of the committed checkpoint.
         timetable: when to do both; by default only at the end.
     Raises:
+        ArtifactError: what a stage of fine-tuning froze has changed.
         NumericError: more than `MAX_SKIPPED_IN_A_ROW` steps in a row had a non-finite loss or gradient.
     """
     timetable = timetable or Timetable()
@@ -93,6 +94,8 @@ def fit(
     for batch in stream(batches, state.step):
         if stops:
             break
+        if state.stages is not None and (began := state.stages.enter(state)) is not None:
+            yield began
         reduced = state.plateau.factor if state.plateau else 1.0
         lr = set_rates(state.optimizer, schedule(state.step) if schedule else 1.0, scale=reduced)
         state.wants_save = timetable.is_overdue()
@@ -130,6 +133,8 @@ def fit(
             path = save(state)
             timetable.saved()
             yield Saved(state.step, path)
+    if state.stages is not None:
+        state.stages.prove(state)
     yield Stopped(state.step, state.epoch, state.stop_reason or "done")
 
 

@@ -155,7 +155,7 @@ def digests_of(model: nn.Module, names: Iterable[str]) -> dict[str, str]:
 def _sha256(tensor: Tensor) -> str:
     """Of a tensor's bytes, one row after the other, in whatever order they lie in memory."""
     as_bytes = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
-    return hashlib.sha256(memoryview(as_bytes.numpy())).hexdigest()
+    return hashlib.sha256(as_bytes.numpy().data).hexdigest()
 
 
 def combined_digest(digests: dict[str, str]) -> str:

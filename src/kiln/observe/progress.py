@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TextIO
 
-from kiln.events import EpochDone, Evaluated, Event, Skipped, StepDone, Stopped
+from kiln.events import EpochDone, Evaluated, Event, Skipped, StageBegan, StepDone, Stopped
 from kiln.observe.records import plain
 from kiln.observe.wording import describe_metric, headline
 from kiln.redact import redact
@@ -93,6 +93,9 @@ class Progress:
             case Skipped():
                 shown = ", ".join(self._names[i] if i < len(self._names) else str(i) for i in event.indices[:10])
                 self.say(f"step {event.step} skipped: {event.reason} (samples {shown or 'unknown'})")
+            case StageBegan():
+                trained = f"{event.num_trainable:,} of {event.num_parameters:,} parameters"
+                self.say(f"step {event.step}: {event.trains} is trained now, {trained}; the frozen rest had not moved")
             case Stopped() if event.reason == "early_stop":
                 self.say(f"stopped early at step {event.step}: no better validation for as long as patience allows")
             case _:

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from kiln.events import EpochDone, Evaluated, Event, Skipped, StepDone
+from kiln.events import EpochDone, Evaluated, Event, Skipped, StageBegan, StepDone
 from kiln.run import METRICS, SUMMARY, write_atomically, writing
 
 
@@ -43,6 +43,8 @@ class MetricsLog:
                 self._write(event.split, step=event.step, epoch=event.epoch, best=event.is_best, metrics=values)
             case Skipped():
                 self._write("skipped", step=event.step, reason=event.reason, indices=list(event.indices))
+            case StageBegan():
+                self._write("stage", step=event.step, trains=event.trains, trainable=event.num_trainable)
             case _:
                 pass
 
