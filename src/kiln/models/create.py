@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,14 +14,14 @@ from torch import Tensor, nn
 
 from kiln.errors import ArtifactError, UsageError
 from kiln.models.architectures import builder_for
-from kiln.models.family import HUB, Built, Wanted
+from kiln.models.family import Built, Wanted
 from kiln.models.load import LoadReport, load_weights
 from kiln.models.modelheader import header_of
 from kiln.models.outputs import main_and_auxiliary
 from kiln.models.sizes import SizeProblem, dry_forward, smallest_size, takes
 from kiln.models.spec import ModelSpec, for_channels
 from kiln.models.surgery import head_names, last_layer, replace_head_, replace_stem_
-from kiln.models.weights import HUB_FILES, hub_file, read_state
+from kiln.models.weights import open_weights
 from kiln.random import Purpose, torch_seed
 
 __all__ = ["Created", "LoadReport", "ModelSpec", "create_model", "main_and_auxiliary"]
@@ -61,7 +61,9 @@ def create_model(
         num_classes: width of the output.
         channels: of the images; a stem made for RGB is adapted as timm does.
         img_size: height and width in pixels; None is the architecture's own.
-        weights: `none`, `pretrained` (those published under the name), a file, or `hf-hub:OWNER/NAME`.
+        weights: `none`, `pretrained` (those published under the name), a file, `https://...` (with `#sha256=` where the
+            hash is known), `hf-hub:OWNER/NAME`, or torchvision's `ResNet50_Weights.IMAGENET1K_V1`, for a model of
+            torchvision also `IMAGENET1K_V1`.
         drop: dropout before the head.
         drop_path: stochastic depth.
         kwargs: further arguments of the architecture.
@@ -76,13 +78,14 @@ def create_model(
         SecurityError: a file names code that is not trusted (E701), or weights hold code (E702).
     """
     _check_numbers(num_classes=num_classes, channels=channels, img_size=img_size)
-    weights = str(weights)
+    weights, entry = str(weights), _torchvision_entry(name, str(weights))
     wanted = Wanted(
         name=name,
         num_classes=num_classes,
         channels=channels,
         img_size=img_size,
-        pretrained=weights == "pretrained",
+        pretrained=weights == "pretrained" or bool(entry),
+        entry=entry,
         drop=drop,
         drop_path=drop_path,
         kwargs=dict(kwargs or {}),
@@ -93,11 +96,19 @@ def create_model(
         built = build(request)
         notes = list(built.notes) + _fit_images_and_classes_(built, request)
     report = built.report
-    if weights not in ("none", "pretrained"):
+    if weights != "none" and not wanted.pretrained:
         report = _load_file(built.model, weights, num_classes, classes)
     spec = _spec(built, num_classes, channels)
     notes += report.notes() if report else ()
     return Created(built.model, spec, report, tuple(notes))
+
+
+def _torchvision_entry(name: str, weights: str) -> str:
+    if not name.startswith("torchvision/") or weights in ("none", "pretrained"):
+        return ""
+    from kiln.models.torchvision_family import entry_of
+
+    return entry_of(name.removeprefix("torchvision/"), weights)
 
 
 @contextmanager
@@ -175,16 +186,16 @@ def _evaluates(built: Built, channels: int) -> bool:
 
 
 def _load_file(model: nn.Module, weights: str, num_classes: int, classes: Sequence[str] | None) -> LoadReport:
-    path = hub_file(weights.removeprefix(HUB), HUB_FILES) if weights.startswith(HUB) else Path(weights).expanduser()
-    state = read_state(path)
+    state, origin = open_weights(weights)
     heads = head_names(model)
-    header = header_of(path)
+    header = header_of(Path(origin.path))
     drop: tuple[str, ...] = ()
     if header is not None:
         theirs = tuple(header.get("classes", ()))
         same = len(theirs) == num_classes if classes is None else theirs == tuple(classes)
         drop = () if same else heads
-    return load_weights(model, state, source=weights, drop=drop)
+    report = load_weights(model, state, source=origin.url or weights, drop=drop)
+    return replace(report, origin=origin)
 
 
 def _spec(built: Built, num_classes: int, channels: int) -> ModelSpec:

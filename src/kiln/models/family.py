@@ -39,13 +39,17 @@ RESERVED = frozenset(
 
 @dataclass(frozen=True)
 class Wanted:
-    """What a builder is asked for: `img_size` None is the architecture's own, `trusted` None a name the user typed."""
+    """What a builder is asked for: `img_size` None is the architecture's own, `trusted` None a name the user typed.
+
+    `entry`: of the published weights, where the publisher lists several and one was chosen.
+    """
 
     name: str
     num_classes: int
     channels: int = 3
     img_size: int | None = None
     pretrained: bool = False
+    entry: str = ""
     drop: float = 0.0
     drop_path: float = 0.0
     kwargs: Mapping[str, Any] = field(default_factory=dict)

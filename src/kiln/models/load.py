@@ -15,6 +15,21 @@ WRAPPERS = ("module.", "_orig_mod.")  # DistributedDataParallel, torch.compile
 
 
 @dataclass(frozen=True)
+class Origin:
+    """Where weights came from, as a run records it.
+
+    Attributes:
+        url: the publisher's address; empty for a file of the user's own.
+        path: the file that was read.
+        sha256: of that file.
+    """
+
+    url: str
+    path: str
+    sha256: str
+
+
+@dataclass(frozen=True)
 class LoadReport:
     """What became of the tensors of a weight file.
 
@@ -24,6 +39,7 @@ class LoadReport:
         missing: tensors of the model that it does not have; they keep their initial values.
         unexpected: tensors of it that the model has no place for.
         reshaped: tensors of both, with different shapes: adapted, or left at their initial values; each says which.
+        origin: where the tensors came from, where that is known.
     """
 
     source: str
@@ -31,6 +47,7 @@ class LoadReport:
     missing: tuple[str, ...] = ()
     unexpected: tuple[str, ...] = ()
     reshaped: tuple[str, ...] = ()
+    origin: Origin | None = None
 
     def notes(self) -> tuple[str, ...]:
         """Sentences to print."""
@@ -43,6 +60,8 @@ class LoadReport:
             if names:
                 more = f" and {len(names) - 8} more" if len(names) > 8 else ""
                 lines.append(f"{len(names)} {what}: {', '.join(names[:8])}{more}")
+        if self.origin is not None:
+            lines.append(f"weights of {self.origin.url or self.origin.path}, SHA-256 {self.origin.sha256}")
         return tuple(lines)
 
 

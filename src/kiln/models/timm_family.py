@@ -15,7 +15,7 @@ from torch import nn
 
 from kiln.errors import ArtifactError, UsageError
 from kiln.models.family import HUB, RESERVED, Built, Wanted, refuse_reserved, unknown_model
-from kiln.models.load import LoadReport
+from kiln.models.load import LoadReport, Origin
 from kiln.models.sizes import patch_size
 from kiln.models.weights import hub_file, timm_state
 
@@ -30,8 +30,10 @@ def build_timm(wanted: Wanted) -> Built:
     arguments |= {"drop_path_rate": wanted.drop_path} if wanted.drop_path else {}
     arguments |= {"img_size": img_size} if cfg.fixed_input_size else {}
     overlay: dict[str, Any] = {}
+    origin: Origin | None = None
     if wanted.pretrained:
-        state, source = timm_state(cfg, source)
+        state, origin = timm_state(cfg, source)
+        source = origin.url
         overlay = {"state_dict": state, "source": "", "custom_load": False}
     with _timm_says() as said:
         model = _call_timm(name, cfg, arguments, overlay, source)
@@ -49,7 +51,7 @@ def build_timm(wanted: Wanted) -> Built:
         crop_fraction=cfg.crop_pct,
         min_size=(cfg.min_input_size or (1,))[-1],
         fixed_size=cfg.fixed_input_size,
-        report=_timm_report(said, source, len(model.state_dict())) if overlay else None,
+        report=_timm_report(said, origin, len(model.state_dict())) if origin else None,
         notes=tuple(text for level, text in said if level >= logging.WARNING),
     )
 
@@ -135,11 +137,11 @@ def _timm_says() -> Iterator[list[tuple[int, str]]]:
         logger.propagate = propagate
 
 
-def _timm_report(said: list[tuple[int, str]], source: str, total: int) -> LoadReport:
+def _timm_report(said: list[tuple[int, str]], origin: Origin, total: int) -> LoadReport:
     def listed(word: str) -> tuple[str, ...]:
         texts = [text for _, text in said if text.startswith(f"{word} keys (")]
         return tuple(key for text in texts for key in text.partition("(")[2].partition(")")[0].split(", "))
 
     missing = listed("Missing")
     adapted = tuple(text for _, text in said if text.startswith("Converted input conv"))
-    return LoadReport(source, total - len(missing), missing, listed("Unexpected"), adapted)
+    return LoadReport(origin.url, total - len(missing), missing, listed("Unexpected"), adapted, origin)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import warnings
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torchvision
@@ -11,8 +13,9 @@ from torch import nn
 from kiln.errors import UsageError
 from kiln.models.family import Built, Wanted, refuse_reserved, unknown_model
 from kiln.models.load import LoadReport, load_weights
+from kiln.models.published import from_address, torchvision_entry
 from kiln.models.surgery import head_names, replace_stem_, set_dropout_
-from kiln.models.weights import read_state, url_file
+from kiln.models.weights import published_state
 
 
 def torchvision_names() -> list[str]:
@@ -20,12 +23,26 @@ def torchvision_names() -> list[str]:
     return torchvision.models.list_models(module=torchvision.models)
 
 
+def entry_of(name: str, weights: str) -> str:
+    """The entry of a torchvision model's own list of weights that `--weights` names, or nothing.
+
+    Args:
+        name: of the model, without `torchvision/`.
+        weights: `IMAGENET1K_V1`, or with its list, `ResNet50_Weights.IMAGENET1K_V1`; a file of that name comes first.
+    """
+    if name not in torchvision_names() or Path(weights).exists():
+        return ""
+    published = torchvision.models.get_model_weights(name)
+    kind, _, member = weights.rpartition(".")
+    return member if member in published.__members__ and kind in ("", published.__name__) else ""
+
+
 def build_torchvision(wanted: Wanted) -> Built:
     """Any classification model of torchvision; its builders take the number of classes themselves."""
     refuse_reserved(wanted)
     if wanted.name not in torchvision_names():
         raise unknown_model(f"torchvision/{wanted.name}")
-    published = torchvision.models.get_model_weights(wanted.name)["DEFAULT"]
+    published = torchvision_entry(wanted.name, wanted.entry or "DEFAULT")
     preset = published.transforms()
     img_size = wanted.img_size or preset.crop_size[0]
     arguments: dict[str, Any] = {**wanted.kwargs, "num_classes": wanted.num_classes}
@@ -64,4 +81,5 @@ def build_torchvision(wanted: Wanted) -> Built:
 
 def _load_torchvision(model: nn.Module, published: Any, num_classes: int) -> LoadReport:
     drop = () if num_classes == len(published.meta["categories"]) else head_names(model)
-    return load_weights(model, read_state(url_file(published.url)), source=str(published), drop=drop)
+    state, origin = published_state(from_address(published.url))
+    return replace(load_weights(model, state, source=str(published), drop=drop), origin=origin)
