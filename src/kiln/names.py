@@ -78,10 +78,31 @@ OPTIMIZERS = {
 }
 """timm's others by their own names: see `kiln.optim.optimizers.find_optimizer`."""
 
-SCHEDULES = {"cosine": "kiln.optim.schedules:cosine", "constant": "kiln.optim.schedules:constant"}
+SCHEDULES = {
+    "cosine": "kiln.optim.schedules:cosine",
+    "cosine_restarts": "kiln.optim.schedules:cosine_restarts",
+    "constant": "kiln.optim.schedules:constant",
+    "linear": "kiln.optim.schedules:linear",
+    "polynomial": "kiln.optim.schedules:polynomial",
+    "exponential": "kiln.optim.schedules:exponential",
+    "step": "kiln.optim.schedules:step",
+    "multistep": "kiln.optim.schedules:multistep",
+    "inverse_sqrt": "kiln.optim.schedules:inverse_sqrt",
+    "wsd": "kiln.optim.schedules:wsd",
+    "one_cycle": "kiln.optim.schedules:one_cycle",
+    "cyclic": "kiln.optim.schedules:cyclic",
+    "lambda": "kiln.optim.schedules:lambda_",
+    "multiplicative": "kiln.optim.schedules:multiplicative",
+    "sequential": "kiln.optim.schedules:sequential",
+    "chained": "kiln.optim.schedules:chained",
+    "plateau": "kiln.optim.schedules:Plateau",
+}
 
 TRANSFORMS: dict[str, str] = {}
 """Only the user's own, as module:name: a callable, or a class that makes one without arguments."""
+
+COLLATES = {"pad": "kiln.data.collate:pad"}
+"""The user's own, as module:name: [(image, target), ...] -> images, targets and perhaps sizes."""
 
 SAMPLERS = {
     "shuffle": "kiln.data.sampler:Shuffle",

@@ -10,8 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from kiln.augment import OnDevice
-from kiln.data.images import Images
+from kiln.data.collate import pad
+from kiln.data.images import ContractImages, Images, KeptImages
 from kiln.data.loader import Assembler, BadFiles, evaluation_batches
+from kiln.engine.determinism import set_determinism
 from kiln.engine.evaluate import collect_outputs
 from kiln.engine.fit import Timetable
 from kiln.engine.state import State, Tracker
@@ -22,7 +24,7 @@ from kiln.errors import DataError, UsageError
 from kiln.jobs.batches import assemble_batches
 from kiln.jobs.criterion import LossState, make_loss
 from kiln.jobs.intake import Intake
-from kiln.jobs.optimization import make_ema, make_optimizer
+from kiln.jobs.optimization import make_clip, make_ema, make_optimizer, make_sam
 from kiln.jobs.resolve import Settings
 from kiln.jobs.schedules import Clock, make_schedule
 from kiln.metrics import Metric
@@ -68,7 +70,7 @@ def assemble(settings: Settings, intake: Intake, strategy: Strategy, *, resuming
     Raises: UsageError: settings that do not fit each other or the data, or have no effect.
     """
     device = torch.device(settings["run.device"])
-    _set_determinism(settings["run.determinism"])
+    set_determinism(settings["run.determinism"], fixed_shapes=_has_fixed_shapes(settings))
     pipeline = assemble_batches(settings, intake, strategy, resuming=resuming)
     created, contract, bad_files = pipeline.created, pipeline.contract, pipeline.bad_files
     model = created.model.to(device).to(memory_format=_memory_format(settings["run.memory_format"]))
@@ -88,7 +90,7 @@ def assemble(settings: Settings, intake: Intake, strategy: Strategy, *, resuming
     loss = make_loss(settings, intake, model, mixed=pipeline.batches.mixing is not None)
     if loss.state_dict():
         state.parts["loss"] = LossState(loss)
-    step = _step(settings, loss, strategy)
+    step = _step(settings, model, loss, strategy)
     clock = Clock(total_steps, steps_per_epoch, timetable.evaluate_every_steps)
     schedule, state.plateau = make_schedule(settings, clock, validates=validator is not None)
     _read_elsewhere(settings)
@@ -135,7 +137,8 @@ class Validator:
     ) -> None:
         self._intake, self._created, self._strategy = intake, created, strategy
         self._bad_files, self._skip_bad, self._workers = bad_files, skip_bad, workers
-        self._assembler = Assembler(images, intake.targets)
+        keeps = isinstance(images, ContractImages | KeptImages) and images.contract.resize == "keep"
+        self._assembler = Assembler(images, intake.targets, pad if keeps else None)
 
     def __call__(self, state: State) -> Mapping[str, Metric]:
         """Metrics of the weights that would ship. Each sample counts once."""
@@ -156,9 +159,7 @@ class Validator:
         return self._intake.task.metrics(outputs.logits, outputs.targets, self._intake.classes)
 
 
-def uint8_forward(
-    model: nn.Module, created: Created, transformed: bool, device: torch.device
-) -> Callable[[Tensor], Tensor]:
+def uint8_forward(model: nn.Module, created: Created, transformed: bool, device: torch.device) -> Callable[..., Tensor]:
     """Images as the contract makes them (or as the source transformed them) -> logits, in evaluation mode."""
     if transformed:
         return lambda images: main_and_auxiliary(model.eval()(images))[0]
@@ -169,23 +170,21 @@ def _memory_format(name: str) -> torch.memory_format:
     return torch.channels_last if name == "channels_last" else torch.contiguous_format
 
 
-def _set_determinism(level: str) -> None:
-    strict = level == "strict"
-    if strict != torch.are_deterministic_algorithms_enabled():  # to say it again imports the compiler: seconds
-        torch.use_deterministic_algorithms(strict)
-    if torch.backends.cudnn.is_available():
-        torch.backends.cudnn.deterministic = strict
-        torch.backends.cudnn.benchmark = not strict
+def _has_fixed_shapes(settings: Settings) -> bool:
+    """Whether all batches that go through the model have one shape."""
+    batch, micro = settings["training.batch_size"], settings["training.micro_batch_size"]
+    return bool(settings["training.drop_last"]) and (not micro or batch % micro == 0)
 
 
-def _step(settings: Settings, loss: nn.Module, strategy: Strategy) -> Step:
+def _step(settings: Settings, model: nn.Module, loss: nn.Module, strategy: Strategy) -> Step:
     micro = settings["training.micro_batch_size"]
     return Step(
         supervised(loss),
         strategy=strategy,
         precision=settings["training.precision"],
         micro_batch_size=micro,
-        clip=settings["optim.clip_norm"],
+        clip=make_clip(settings, model),
+        sam=make_sam(settings),
         seed=settings["training.seed"],
     )
 

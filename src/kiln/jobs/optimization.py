@@ -1,39 +1,72 @@
-"""A recipe's `optim`, `schedule` and averages become objects."""
+"""A recipe's `optim` and averages become objects."""
 
 from __future__ import annotations
-
-from typing import Any
 
 import torch
 from torch import nn
 
-from kiln.jobs.resolve import Settings
-from kiln.names import OPTIMIZERS, SCHEDULES, resolve
+from kiln.errors import UsageError
+from kiln.jobs.resolve import OWN_SETTINGS, Settings
+from kiln.models.surgery import head_names
 from kiln.optim.averages import Ema
-from kiln.optim.groups import check_groups, parameter_groups
-from kiln.optim.schedules import Schedule, with_warmup
+from kiln.optim.clipping import Clip, ClipAdaptive, ClipNorm, ClipValue
+from kiln.optim.groups import check_groups, matches, parameter_groups
+from kiln.optim.layers import undecayed_names
+from kiln.optim.optimizers import create_optimizer, find_optimizer, settings_of
+from kiln.optim.sam import SharpnessAware
+from kiln.recipe import FIELDS
 
 
 def make_optimizer(settings: Settings, model: nn.Module) -> torch.optim.Optimizer:
-    """The optimizer over every trainable parameter, in checked groups."""
-    lr, name = settings["optim.lr"], settings["optim.name"]
-    groups = parameter_groups(model, lr=lr, weight_decay=settings["optim.weight_decay"])
-    momentum, betas, eps = settings["optim.momentum"], settings["optim.betas"], settings["optim.eps"]
-    options: dict[str, Any] = {"sgd": {"momentum": momentum}, "adamw": {"betas": betas, "eps": eps}}.get(name, {})
-    optimizer = resolve(OPTIMIZERS, name, kind="optimizer")(groups, lr=lr, **options)
+    """The optimizer over every trainable parameter, in checked groups.
+
+    Raises: UsageError: a setting that the optimizer does not take, or that has no effect on this model.
+    """
+    name, args = settings["optim.name"], settings["optim.args"]
+    for key in args:
+        if f"optim.{key}" in FIELDS:
+            raise UsageError("E101", f"optim.args.{key} = {args[key]!r}", expected=f"optim.{key}, the field of its own")
+    head = head_names(model)
+    groups = parameter_groups(
+        model,
+        lr=settings["optim.lr"],
+        weight_decay=settings["optim.weight_decay"],
+        rules=settings["optim.groups"],
+        layer_decay=settings["optim.layer_decay"],
+        head=head,
+        head_lr=settings["optim.head_lr"],
+    )
+    given = {key: settings[f"optim.{key}"] for key in OWN_SETTINGS}
+    options = {key: tuple(value) if isinstance(value, list) else value for key, value in given.items()}
+    options = {key: value for key, value in options.items() if value is not None} | args
+    if "not_hidden" in (settings_of(find_optimizer(name)) or {}):
+        options.setdefault("not_hidden", (*head, *sorted(undecayed_names(model))))
+    optimizer = create_optimizer(name, groups, lr=settings["optim.lr"], **options)
     check_groups(model, optimizer.param_groups)
     return optimizer
+
+
+def make_clip(settings: Settings, model: nn.Module) -> Clip | None:
+    """How gradients are bounded, if they are."""
+    norm, value, adaptive = (settings[f"optim.clip_{kind}"] for kind in ("norm", "value", "adaptive"))
+    if norm is not None:
+        return ClipNorm(norm)
+    if value is not None:
+        return ClipValue(value)
+    if adaptive is None:
+        return None
+    head = head_names(model)
+    last = [p for name, p in model.named_parameters() if any(matches(part, name) for part in head)]
+    return ClipAdaptive(adaptive, except_for=last)
+
+
+def make_sam(settings: Settings) -> SharpnessAware | None:
+    """The look uphill, if there is one."""
+    rho, adaptive = settings["optim.sam"], settings["optim.sam_adaptive"]
+    return SharpnessAware(rho, adaptive=adaptive) if rho else None
 
 
 def make_ema(settings: Settings, model: nn.Module) -> Ema | None:
     """The average of the weights, if one is kept."""
     decay = settings["training.ema_decay"]
     return Ema(model, decay=decay) if decay else None
-
-
-def make_schedule(settings: Settings, total_steps: int, steps_per_epoch: int) -> Schedule:
-    """Factor of the rates by step, warmup included."""
-    name = settings["schedule.name"]
-    warmup_steps = settings["schedule.warmup"].to_steps(steps_per_epoch=steps_per_epoch, total_steps=total_steps)
-    make = resolve(SCHEDULES, name, kind="schedule")
-    return with_warmup(make, total_steps, warmup_steps=warmup_steps, min_fraction=settings["schedule.min_lr_fraction"])

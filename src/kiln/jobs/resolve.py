@@ -16,10 +16,12 @@ from kiln.engine.precision import fastest_precision
 from kiln.errors import DataError, UsageError
 from kiln.jobs.intake import Indices, Intake
 from kiln.models.device import device_note, resolve_device
+from kiln.optim.optimizers import find_optimizer, settings_of
 from kiln.random import keys_of
 from kiln.recipe import Recipe
 from kiln.recipe.duration import Duration
 from kiln.recipe.recipe import FIELDS
+from kiln.recipe.schedule_text import RISES_BY_ITSELF, parse_schedule
 
 SMALL_PX = 64
 """Images whose shorter side is at most this are small: our own small network suits them."""
@@ -207,14 +209,46 @@ def _resolve_batches(settings: Settings, intake: Intake) -> None:
 
 
 def _resolve_rates(settings: Settings) -> None:
+    _resolve_optimizer(settings)
+    if settings.asks("schedule.warmup"):
+        schedule = parse_schedule(settings.values["schedule.name"])[0]
+        own = ":" in schedule or schedule in ("lambda", "multiplicative")
+        if own or schedule in RISES_BY_ITSELF:
+            why = "is your own, and the whole of it" if own else "begins low by itself"
+            settings.decide("schedule.warmup", Duration(0, "%"), f"{schedule} {why}")
+        else:
+            settings.decide("schedule.warmup", Duration(10, "%"), "usual; the first steps are the wildest")
+
+
+OWN_SETTINGS = ("momentum", "betas", "eps")
+"""Settings that many optimizers have, each with a default of its own."""
+_ADAMS = ("adamw", "adam", "nadam", "radam", "adamax", "muon")
+
+
+def _resolve_optimizer(settings: Settings) -> None:
     name, scratch = settings.values["optim.name"], settings.values["model.weights"] == "none"
     batch_size = settings.values["training.batch_size"]
     start = "from scratch" if scratch else "from trained weights"
+    taken = settings_of(find_optimizer(name)) or {}
     if settings.asks("optim.lr"):
         if name == "sgd":
             lr = (0.05 if scratch else 0.005) * batch_size / 64
-        else:
+        elif name in _ADAMS:
             lr = (2e-3 if scratch else 2e-4) * (batch_size / 64) ** 0.5
-        settings.decide("optim.lr", float(f"{lr:.3g}"), f"{name}, {start}, batches of {batch_size}")
+        else:
+            lr = taken.get("lr")
+        if not isinstance(lr, int | float) or not lr > 0:
+            raise UsageError("E102", f"optim.lr = auto: {name} has no rate of its own", hint="--lr RATE")
+        ruled = name == "sgd" or name in _ADAMS
+        reason = f"{name}, {start}, batches of {batch_size}" if ruled else f"{name}'s own default"
+        settings.decide("optim.lr", float(f"{lr:.3g}"), reason)
     if settings.asks("optim.weight_decay"):
-        settings.decide("optim.weight_decay", 5e-4 if name == "sgd" else 0.05, f"usual for {name}")
+        usual = {"sgd": 5e-4, "adamw": 0.05, "muon": 0.05}
+        own = taken.get("weight_decay", 0.0)
+        decay = usual.get(name, own if isinstance(own, int | float) else 0.0)
+        settings.decide("optim.weight_decay", float(decay), f"usual for {name}" if name in usual else "its own default")
+    for key in OWN_SETTINGS:
+        if settings.asks(f"optim.{key}"):
+            own = taken.get(key)
+            plain = all(isinstance(part, int | float) for part in (own if isinstance(own, tuple) else (own,)))
+            settings.decide(f"optim.{key}", own if plain else None, f"{name}'s own")

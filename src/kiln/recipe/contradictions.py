@@ -6,8 +6,9 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from kiln.recipe.check import Problem
-from kiln.recipe.duration import Duration
 from kiln.recipe.loss_text import find_loss_problems
+from kiln.recipe.optim_problems import find_optim_problems
+from kiln.recipe.schedule_text import find_schedule_problems
 
 # field -> (the field that decides, the values under which the first has an effect)
 EFFECTIVE_ONLY = {
@@ -15,9 +16,6 @@ EFFECTIVE_ONLY = {
     "augment.crop_scale": ("augment.crop", ("auto", "resized")),
     "augment.crop_ratio": ("augment.crop", ("auto", "resized")),
     "data.sample_weights": ("data.sampler", ("weighted",)),
-    "optim.momentum": ("optim.name", ("sgd",)),
-    "optim.betas": ("optim.name", ("adamw",)),
-    "optim.eps": ("optim.name", ("adamw",)),
 }
 WITHOUT_POLICY = tuple(
     f"augment.{name}" for name in ("crop", "crop_scale", "crop_ratio", "crop_padding", "hflip", "vflip")
@@ -38,7 +36,10 @@ def find_contradictions(values: Mapping[str, Any], defaults: Mapping[str, Any]) 
         *_empty(values),
         *_not_rising(values),
         *_too_much(values),
+        *_sizes_that_differ(values),
+        *find_optim_problems(values, defaults),
         *find_loss_problems(values, defaults),
+        *find_schedule_problems(values, defaults),
     ]
 
 
@@ -78,6 +79,28 @@ def _not_rising(values: Mapping[str, Any]) -> Iterator[Problem]:
             yield Problem("E102", f"{name} = [{low}, {high}]", expected="the smaller number first")
     if values["augment.crop_scale"][1] > 1:
         yield Problem("E102", f"augment.crop_scale = {list(values['augment.crop_scale'])}", expected="shares up to 1")
+
+
+def _sizes_that_differ(values: Mapping[str, Any]) -> Iterator[Problem]:
+    """Images of different sizes are padded, and go through nothing that wants one size."""
+    pads, keeps = values["data.collate"] == "pad", values["data.resize"] == "keep"
+    if pads != keeps:
+        what = f"data.collate = {values['data.collate']!r} with data.resize = {values['data.resize']!r}"
+        yield Problem("E103", what, expected="pad together with keep, or neither")
+    if not pads:
+        return
+    allowed = {
+        "augment.policy": ("none",), "augment.mixup": (0,), "augment.cutmix": (0,), "augment.transform": (None,),
+        "data.cache": ("auto", "off", "memory", "disk"),
+    }  # fmt: skip
+    for name, fitting in allowed.items():
+        if values[name] not in fitting:
+            what = f"{name} = {values[name]!r} needs images of one size, and data.collate = 'pad' keeps their own"
+            yield Problem("E103", what, expected=f"{name} = {' or '.join(map(str, fitting))}")
+    for name in ("model.mean", "model.std"):
+        if values[name] == "train":
+            what = f"{name} = 'train' is measured on images of one size, and data.collate = 'pad' keeps their own"
+            yield Problem("E103", what, expected=f"{name} = auto or numbers")
 
 
 def _too_much(values: Mapping[str, Any]) -> Iterator[Problem]:

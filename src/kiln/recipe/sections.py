@@ -97,7 +97,12 @@ class Data(Section):
     channels: Auto | PositiveInt = option(
         "auto", "Image channels: 3 for colour, 1 for grey, auto for what the data has."
     )
-    resize: Literal["crop", "pad", "stretch"] = option("crop", "How an image is brought to the model's square.")
+    resize: Literal["crop", "pad", "stretch", "keep"] = option(
+        "crop", "How an image is brought to the model's square, or kept at its own size up to the model's (keep)."
+    )
+    collate: str = option(
+        "stack", "How samples become a batch: stack, pad to the largest (with resize = keep), or module:name."
+    )
     pixel_form: Literal["auto", "original", "stored"] = option(
         "auto", "What training crops from: the file itself (original), or a reduced copy (stored)."
     )
@@ -209,13 +214,36 @@ class Loss(Section):
 class Optim(Section):
     """How weights are changed."""
 
-    name: str = option("adamw", "The optimizer: adamw, sgd, or module:name.")
+    name: str = option(
+        "adamw", "The optimizer: any of torch's or timm's by name (adamw, sgd, muon, lion), or module:name."
+    )
     lr: Auto | PositiveFloat = option("auto", "Peak learning rate; auto follows a stated rule for optimizer and batch.")
     weight_decay: Auto | NonNegativeFloat = option("auto", "Weight decay; never applied to biases and norms.")
-    momentum: ShareBelowOne = option(0.9, "Momentum of SGD.")
-    betas: tuple[ShareBelowOne, ShareBelowOne] = option((0.9, 0.999), "Decay rates of AdamW's two averages.")
-    eps: PositiveFloat = option(1e-8, "Term that keeps AdamW's division finite.")
+    momentum: Auto | ShareBelowOne = option("auto", "Momentum, where the optimizer has one; auto is its own default.")
+    betas: Auto | tuple[ShareBelowOne, ...] = option(
+        "auto", "Decay rates of an Adam's averages, where the optimizer has them; auto is its own default."
+    )
+    eps: Auto | PositiveFloat = option(
+        "auto", "Term that keeps a division finite, where the optimizer has one; auto is its own default."
+    )
+    args: dict[str, Any] = option({}, "Further arguments for the optimizer, by their own names.")
+    groups: dict[str, Any] = option(
+        {}, "Settings by parameter pattern, such as {layer4: {lr_factor: 0.1}}; see docs/optimizers.md."
+    )
+    layer_decay: Annotated[float, Interval(gt=0, le=1)] = option(
+        1.0, "Factor of the rate from each layer to the one below it; 1 is off, 0.65 to 0.9 usual for fine-tuning."
+    )
+    head_lr: PositiveFloat = option(1.0, "Factor of the head's rate; 10 is usual where only the head is new.")
+    sam: NonNegativeFloat = option(
+        0.0,
+        "Sharpness-aware minimisation: how far it looks uphill, 0.05 is usual; 0 is off. Doubles the cost of a step.",
+    )
+    sam_adaptive: bool = option(False, "Look uphill in proportion to each weight; optim.sam = 0.5 to 2 is usual then.")
     clip_norm: PositiveFloat | None = option(None, "Largest norm of the gradient of all weights together.")
+    clip_value: PositiveFloat | None = option(None, "Largest absolute value of a component of the gradient.")
+    clip_adaptive: PositiveFloat | None = option(
+        None, "Largest norm of a unit's gradient as share of its weights' norm, but for the head; 0.01 is usual."
+    )
 
 
 @section
@@ -224,15 +252,15 @@ class Schedule(Section):
 
     name: str = option("cosine", "Shape after warmup: a name (docs/schedules.md), step(every=30%), or module:name.")
     args: dict[str, Any] = option(
-        {}, "Settings of that shape by their names; lengths are durations, and 30% is of the steps after warmup."
+        {}, "Settings of that shape; lengths are durations, and 30% is of the steps after warmup."
     )
     warmup: Auto | Duration = option(
         "auto",
-        "Length of the way up to the peak rate; auto is 10%, or 0 where the shape rises by itself or is your own.",
+        "Length of the way up to the peak rate; auto is 10%, or 0 where the shape rises by itself.",
         units=SHARE_UNITS,
     )
     warmup_shape: Literal["linear", "exponential", "constant"] = option(
-        "linear", "Way up: by equal steps (linear), by equal ratios (exponential), or a third of the peak (constant)."
+        "linear", "Way up: equal steps (linear), equal ratios (exponential), or a third of the peak (constant)."
     )
     min_lr_fraction: Share = option(0.01, "Lowest rate of shapes that have one, as share of the peak.")
 
@@ -279,8 +307,8 @@ class RunPlace(Section):
     memory_format: Literal["auto", "contiguous", "channels_last"] = option(
         "auto", "Order of image tensors in memory.", how=True
     )
-    determinism: Literal["seeded", "strict"] = option(
-        "seeded", "Repeat the samples and augmentations (seeded), or every bit (strict, slower on accelerators)."
+    determinism: Literal["off", "seeded", "strict"] = option(
+        "seeded", "Arithmetic that repeats: chosen by timing (off), by rule (seeded), or bit for bit (strict, slower)."
     )
 
 

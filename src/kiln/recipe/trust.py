@@ -6,6 +6,7 @@ from collections.abc import Collection
 
 from kiln.errors import SecurityError
 from kiln.names import OBJECT
+from kiln.recipe import schedule_text
 from kiln.recipe.loss_text import code_in
 from kiln.recipe.recipe import Recipe
 
@@ -16,9 +17,11 @@ def code_names(recipe: Recipe) -> dict[str, str]:
     """The user's own code in a recipe: field -> `module:name` or `path/file.py:name`."""
     named = {field: recipe[field] for field in FIELDS_THAT_NAME_CODE}
     losses = {f"loss.name[{place}]": name for place, name in enumerate(code_in(named.pop("loss.name")))}
+    schedule = enumerate(schedule_text.code_in([named.pop("schedule.name"), recipe["schedule.args"]]))
+    schedules = {f"schedule.name[{place}]": name for place, name in schedule}
     return {
         field.removesuffix("[0]"): name
-        for field, name in {**named, **losses}.items()
+        for field, name in {**named, **losses, **schedules}.items()
         if ":" in name and not name.startswith(("hf-hub:", OBJECT))
     }
 

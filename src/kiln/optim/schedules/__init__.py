@@ -27,9 +27,10 @@ from kiln.optim.schedules.decays import (
     wsd,
 )
 from kiln.optim.schedules.plateau import Plateau
-from kiln.optim.schedules.rates import Factor, Maker, Rates, Schedule, Steps, as_rates, blend, set_rates
+from kiln.optim.schedules.rates import Evaluations, Factor, Maker, Rates, Schedule, Steps, as_rates, blend, set_rates
 
 __all__ = [
+    "Evaluations",
     "Factor",
     "Maker",
     "Plateau",

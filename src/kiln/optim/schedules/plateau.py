@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any, Literal
 
-from kiln.optim.schedules.rates import require
+from kiln.optim.schedules.rates import Evaluations, require
 
 
 class Plateau:
@@ -28,10 +28,10 @@ class Plateau:
         self,
         *,
         reduce: float = 0.1,
-        patience: int = 10,
+        patience: Evaluations = 10,
         threshold: float = 1e-4,
         threshold_mode: Literal["rel", "abs"] = "rel",
-        cooldown: int = 0,
+        cooldown: Evaluations = 0,
         min_fraction: float = 0.0,
         monitor: str | None = None,
     ) -> None:

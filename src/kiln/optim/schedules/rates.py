@@ -24,14 +24,17 @@ class Rates(NamedTuple):
 Schedule = Callable[[int], "float | Rates"]
 """0-based optimizer step -> factor of the base rates, or `Rates`."""
 
-Maker = Callable[[int], Schedule]
+Maker = Annotated[Callable[[int], Schedule], "maker"]
 """Number of steps -> a schedule over them, such as `cosine` or `partial(step, every=30)`."""
 
-Factor = Callable[[int], float]
+Factor = Annotated[Callable[[int], float], "function"]
 """0-based optimizer step -> factor, for one group."""
 
 Steps = Annotated[int, "steps"]
 """A length in optimizer steps. A recipe writes it as a duration, such as `3ep` or `30%`."""
+
+Evaluations = Annotated[int, "evaluations"]
+"""A length in evaluations. A recipe writes it as a duration too."""
 
 
 def as_rates(asked: float | Rates) -> Rates:
