@@ -117,6 +117,8 @@ def fit(
                 state.request_stop("another process asked to stop")
             if reading.bad:
                 yield _skipped(state, step, batches, reading)
+            elif reading.overflow:
+                yield Skipped(reading.step, OVERFLOW)
             else:
                 state.skipped_in_a_row = 0
                 state.add_loss(reading.loss, reading.weight)
@@ -139,6 +141,7 @@ def fit(
 
 
 MAX_SKIPPED_IN_A_ROW = 3
+OVERFLOW = "a gradient overflowed fp16: the loss scale is reduced"
 
 
 def stream(batches: Iterable[Any], start_step: int) -> Iterator[Batch]:

@@ -66,7 +66,8 @@ class BufferGuard:
 class Reading(NamedTuple):
     """What all processes know of a step, on the host.
 
-    Was it bad, its mean loss and the weight of that, does anyone want to stop or to save, and which samples this process had.
+    Was it bad, its mean loss and the weight of that, does anyone want to stop or to save, did fp16 overflow, and which
+    samples this process had.
     """
 
     step: int
@@ -75,6 +76,7 @@ class Reading(NamedTuple):
     weight: float
     stop: bool
     save: bool
+    overflow: bool
     indices: Any
 
 
@@ -91,7 +93,7 @@ class LateReader:
 
         Args:
             step: its number.
-            numbers: bad, loss, weight, stop, save: tensors where only the device knows.
+            numbers: bad, loss, weight, stop, save, overflow: tensors where only the device knows.
             indices: of the samples in it.
         Returns: the readings of the steps that are old enough.
         """
@@ -121,5 +123,5 @@ class LateReader:
 
 
 def _reading(step: int, numbers: Sequence[Tensor | float], indices: Any) -> Reading:
-    bad, loss, weight, stop, save = map(float, numbers)
-    return Reading(step, bad > 0, loss, weight, stop > 0, save > 0, indices)
+    bad, loss, weight, stop, save, overflow = map(float, numbers)
+    return Reading(step, bad > 0, loss, weight, stop > 0, save > 0, overflow > 0, indices)

@@ -17,7 +17,8 @@ import torch
 from torch import Tensor
 
 from kiln.batch import Batch
-from kiln.engine.precision import autocast
+from kiln.engine.precision import autocast, multiplying_fp32
+from kiln.engine.scaler import LossScaler
 from kiln.engine.state import State
 from kiln.engine.strategy import Single, Strategy
 from kiln.errors import ResourceError, UsageError
@@ -36,7 +37,8 @@ class Measured(NamedTuple):
     """What a step measured, on the device and over all processes.
 
     `loss` is the weighted mean over the global batch, `weight` the sum of its weights. The others are not zero where the
-    guard refused the step, and where a process wishes to stop or to save. Numbers that the host knows are floats.
+    guard refused the step, where a process wishes to stop or to save, and where fp16 overflowed: that step was skipped
+    because the loss scale was too large, which is no fault of the batch. Numbers that the host knows are floats.
     """
 
     bad: Tensor | float
@@ -44,6 +46,7 @@ class Measured(NamedTuple):
     weight: Tensor | float
     stop: Tensor | float = 0.0
     save: Tensor | float = 0.0
+    overflow: Tensor | float = 0.0
 
 
 class Step:
@@ -52,7 +55,8 @@ class Step:
     Args:
         forward_loss: (state, batch) -> what a loss returns: per-sample terms, or a scalar mean.
         strategy: how processes share the work.
-        precision: of the forward pass, `fp32` or `bf16`.
+        precision: of the forward pass: `fp32`, `tf32`, `bf16` or `fp16`. With `fp16` the step keeps a loss scale, as the
+            part `scaler` of the state.
         micro_batch_size: samples per forward pass; None takes the whole batch at once. The update is the same.
         clip: bounds the gradient of the whole batch (`kiln.optim.clipping`, or your own function of the parameters); a
             number is the largest norm.
@@ -78,6 +82,8 @@ class Step:
         self.clip = ClipNorm(clip) if isinstance(clip, int | float) else clip
         self.sam = sam
         self.seed = seed
+        self.scaler = LossScaler() if precision == "fp16" else None
+        self._asked_micro_batch_size = micro_batch_size
         self._bound: torch.optim.Optimizer | None = None
 
     def __call__(self, state: State, batch: Batch) -> Measured:
@@ -93,7 +99,11 @@ class Step:
         if self._needs_closure:
             bad = self._closure_step(state, batch, num_samples, count, loss)
             return Measured(bad, loss, weight, stop, save)
-        return Measured(self._optimizer_step(state), loss, weight, stop, save)
+        overflow = 0.0 if self.scaler is None else self._update_scale(self.scaler)
+        refused = self._optimizer_step(state)
+        # `_bad` says now whether the step was skipped; where the loss scale was to blame, the batch is not.
+        bad = refused if self.scaler is None else refused - overflow
+        return Measured(bad, loss, weight, stop, save, overflow)
 
     def rehearse(self, state: State, batch: Batch) -> None:
         """One forward and backward that leave no trace but in the strategy's wrapper and in buffers."""
@@ -105,7 +115,8 @@ class Step:
         device = state.device
         self._parameters = [p for group in state.optimizer.param_groups for p in group["params"]]
         self._autocast = autocast(self.precision, device)
-        self._bad = torch.zeros((), device=device)
+        self._multiplying = multiplying_fp32(self.precision, device)
+        self._bad, self._found_inf = torch.zeros((), device=device), torch.zeros((), device=device)
         self._zero, self._one = torch.zeros((), device=device), torch.ones((), device=device)
         optimizer = state.optimizer
         prime_momentum(optimizer)
@@ -114,6 +125,15 @@ class Step:
         self._needs_closure = _requires_closure(optimizer)
         if self._needs_closure and self.sam is not None:
             raise UsageError("E103", f"sam with {type(optimizer).__name__}, which evaluates each batch several times")
+        if self.scaler is not None:
+            if self._needs_closure:
+                what = f"precision = 'fp16' with {type(optimizer).__name__}, which compares losses within a step"
+                raise UsageError("E103", what, expected="bf16 or fp32: their gradients need no scale")
+            self.scaler.to(device)
+            state.parts.setdefault("scaler", self.scaler)  # or a resume would overflow all over again
+        for entry in state.log:  # memory that did not suffice will not suffice now, unless another size was asked for
+            if entry["what"] == "out_of_memory" and entry.get("asked") == self._asked_micro_batch_size:
+                self.micro_batch_size = entry["micro_batch_size"]
         self._generator = _generator(device)
         self._seeds = _DropoutSeeds(self.seed, self.strategy.rank)
         self._bound = state.optimizer
@@ -123,10 +143,12 @@ class Step:
         while True:
             try:
                 self._bad.zero_()
-                sums = self._evaluate(state, batch, num_samples, count)
-                if self.sam is not None:
-                    with self.sam.uphill(self._parameters), state.buffers.unchanged():
-                        self._evaluate(state, batch, num_samples, count)
+                self._found_inf.zero_()
+                with self._multiplying():
+                    sums = self._evaluate(state, batch, num_samples, count)
+                    if self.sam is not None:
+                        with self.sam.uphill(self._parameters), state.buffers.unchanged():
+                            self._evaluate(state, batch, num_samples, count)
                 break
             except torch.OutOfMemoryError as error:
                 self._halve(state, batch, error)
@@ -156,12 +178,15 @@ class Step:
             with self.strategy.synchronising(index == len(micros) - 1):
                 with self._autocast:
                     values, weights = as_terms(self.forward_loss(state, micro), num)
+                if self.scaler is not None:
+                    values = values.float()  # a scaled share is beyond fp16's range
                 weights = _product(weights, micro.weights)
                 if weights is None:
                     shares = _even_shares(num, share, values.dtype, values.device)
                 else:
                     shares = weights.to(values.dtype) * share
-                values.backward(shares)  # as backward of their dot product would, with fewer operations
+                # As backward of their dot product would, with fewer operations.
+                values.backward(shares if self.scaler is None else shares * self.scaler.scale)
             part = torch.dot(values.detach(), shares)
             loss = part if index == 0 else loss + part
             weight = weight + (num if weights is None else weights.sum())
@@ -178,8 +203,19 @@ class Step:
         gradients = [p.grad for p in self._parameters if p.grad is not None]
         if loss.dtype != gradients[0].dtype:
             loss = loss.to(gradients[0].dtype)
-        torch._amp_foreach_non_finite_check_and_unscale_([*gradients, loss], self._bad, scale)
+        if self.scaler is None:
+            torch._amp_foreach_non_finite_check_and_unscale_([*gradients, loss], self._bad, scale)
+        else:
+            torch._amp_foreach_non_finite_check_and_unscale_([loss], self._bad, scale)
+            torch._amp_foreach_non_finite_check_and_unscale_(gradients, self._found_inf, scale * self.scaler.inverse())
         return loss, weight, stop, save
+
+    def _update_scale(self, scaler: LossScaler) -> Tensor:
+        """Note in `_bad` whether the step is to be skipped, for whatever reason; returns whether the scale is to blame."""
+        overflow = scaler.is_overflow(self._found_inf, self._bad)
+        torch.maximum(self._bad, self._found_inf, out=self._bad)
+        scaler.update(self._found_inf, overflow)
+        return overflow
 
     def _sum_over_processes(self, state: State, loss: Tensor, weight: Tensor | float) -> Sums:
         """Loss, weight, and how many processes wish to stop and to save, in one exchange."""
@@ -263,7 +299,7 @@ class Step:
         state.buffers.restore()
         torch.accelerator.empty_cache() if torch.accelerator.is_available() else None
         self.micro_batch_size = (size + 1) // 2
-        state.decide("out_of_memory", micro_batch_size=self.micro_batch_size)
+        state.decide("out_of_memory", micro_batch_size=self.micro_batch_size, asked=self._asked_micro_batch_size)
 
 
 class _BadEvaluationError(Exception):

@@ -92,7 +92,7 @@ class Progress:
                 self._epoch = None
             case Skipped():
                 shown = ", ".join(self._names[i] if i < len(self._names) else str(i) for i in event.indices[:10])
-                self.say(f"step {event.step} skipped: {event.reason} (samples {shown or 'unknown'})")
+                self.say(f"step {event.step} skipped: {event.reason}" + (f" (samples {shown})" if shown else ""))
             case StageBegan():
                 trained = f"{event.num_trainable:,} of {event.num_parameters:,} parameters"
                 self.say(f"step {event.step}: {event.trains} is trained now, {trained}; the frozen rest had not moved")
