@@ -93,7 +93,7 @@ def test_unknown_names_are_refused_with_the_closest(wrong, meant):
         ("optim.lr=.inf", "auto or a number > 0"),
         ("loss.smoothing=1", "a number >= 0 and < 1"),
         ("augment.hflip=1.5", "a number >= 0 and <= 1"),
-        ("optim.betas=0.9", r"\[a number >= 0 and < 1, a number >= 0 and < 1\]"),
+        ("optim.betas=fast", r"auto or \[a number >= 0 and < 1, \.\.\.\]"),
         ("optim.clip_norm=-1", "a number > 0 or null"),
         ("training.epochs=10m", "a duration such as 10ep, 10steps"),
         ("training.epochs=10%", "a duration such as 10ep, 10steps"),
@@ -117,7 +117,7 @@ def test_wrong_values_are_told_with_what_was_expected(assignment, expected):
 
 def test_a_choice_is_corrected():
     with pytest.raises(
-        UsageError, match=r"run.determinism = 'strikt'\n  did you mean: strict\n  choices: seeded, strict"
+        UsageError, match=r"run.determinism = 'strikt'\n  did you mean: strict\n  choices: off, seeded, strict"
     ):
         Recipe().override({"run.determinism": "strikt"})
 
@@ -199,7 +199,7 @@ def test_contradictions(changes, message):
 
 def test_the_table_of_effects_names_fields():
     visited = [name for pair in EFFECTIVE_ONLY.items() for name in (pair[0], pair[1][0])] + list(POSITIVE)
-    assert len(visited) >= 20
+    assert len(visited) >= 12
     assert set(visited) <= set(FIELDS)
 
 

@@ -16,6 +16,7 @@ from kiln.data.loader import Assembler, BadFiles, evaluation_batches
 from kiln.engine.determinism import set_determinism
 from kiln.engine.evaluate import collect_outputs
 from kiln.engine.fit import Timetable
+from kiln.engine.starting_point import with_penalty
 from kiln.engine.state import State, Tracker
 from kiln.engine.step import Step
 from kiln.engine.strategy import Strategy
@@ -23,6 +24,7 @@ from kiln.engine.supervised import supervised
 from kiln.errors import DataError, UsageError
 from kiln.jobs.batches import assemble_batches
 from kiln.jobs.criterion import LossState, make_loss
+from kiln.jobs.finetuning import adapt_, make_stages, make_starting_point
 from kiln.jobs.intake import Intake
 from kiln.jobs.optimization import make_clip, make_ema, make_optimizer, make_sam
 from kiln.jobs.resolve import Settings
@@ -73,10 +75,13 @@ def assemble(settings: Settings, intake: Intake, strategy: Strategy, *, resuming
     set_determinism(settings["run.determinism"], fixed_shapes=_has_fixed_shapes(settings))
     pipeline = assemble_batches(settings, intake, strategy, resuming=resuming)
     created, contract, bad_files = pipeline.created, pipeline.contract, pipeline.bad_files
+    adapt_(settings, created)
     model = created.model.to(device).to(memory_format=_memory_format(settings["run.memory_format"]))
     steps_per_epoch = len(pipeline.batches)
     total_steps = settings["training.epochs"].to_steps(steps_per_epoch=steps_per_epoch)
-    state = State(model, make_optimizer(settings, model), ema=make_ema(settings, model))
+    stages = make_stages(settings, created, total_steps=total_steps, steps_per_epoch=steps_per_epoch)
+    optimizer = make_optimizer(settings, model) if stages is None else stages.make_optimizer()
+    state = State(model, optimizer, ema=make_ema(settings, model), stages=stages)
     state.parts["bad_files"] = bad_files
     timetable, tracker = _timetable(settings, total_steps, steps_per_epoch)
     validator = None
@@ -91,6 +96,10 @@ def assemble(settings: Settings, intake: Intake, strategy: Strategy, *, resuming
     if loss.state_dict():
         state.parts["loss"] = LossState(loss)
     step = _step(settings, model, loss, strategy)
+    start = make_starting_point(settings, created)
+    if start is not None:
+        state.parts["starting_point"] = start
+        step.forward_loss = with_penalty(step.forward_loss, start.penalty)
     clock = Clock(total_steps, steps_per_epoch, timetable.evaluate_every_steps)
     schedule, state.plateau = make_schedule(settings, clock, validates=validator is not None)
     _read_elsewhere(settings)
@@ -118,7 +127,12 @@ def wrap_for_processes(training: Training) -> None:
         state.forward = wrapped
         training.step.rehearse(state, first)
 
-    state.forward = training.strategy.prepare(state.model, warm_up)
+    def wrap() -> None:
+        state.forward = training.strategy.prepare(state.model, warm_up)
+
+    wrap()
+    if state.stages is not None:
+        state.stages.rewrap = wrap
 
 
 class Validator:

@@ -17,9 +17,22 @@ from kiln.optim.sam import SharpnessAware
 from kiln.recipe import FIELDS
 
 
-def make_optimizer(settings: Settings, model: nn.Module) -> torch.optim.Optimizer:
+def make_optimizer(
+    settings: Settings,
+    model: nn.Module,
+    *,
+    rate: float = 1.0,
+    layer_decay: float = 1.0,
+    rules_may_wait: bool = False,
+) -> torch.optim.Optimizer:
     """The optimizer over every trainable parameter, in checked groups.
 
+    Args:
+        settings: the section `optim`.
+        model: its frozen parameters are in no group.
+        rate: factor of the learning rate, in a stage of fine-tuning.
+        layer_decay: the stage's own, times that of the settings.
+        rules_may_wait: leave out rules for what is frozen now, because another stage trains it.
     Raises: UsageError: a setting that the optimizer does not take, or that has no effect on this model.
     """
     name, args = settings["optim.name"], settings["optim.args"]
@@ -27,12 +40,18 @@ def make_optimizer(settings: Settings, model: nn.Module) -> torch.optim.Optimize
         if f"optim.{key}" in FIELDS:
             raise UsageError("E101", f"optim.args.{key} = {args[key]!r}", expected=f"optim.{key}, the field of its own")
     head = head_names(model)
+    lr, rules = settings["optim.lr"] * rate, settings["optim.groups"]
+    if rules_may_wait:
+        frozen = [key for key, parameter in model.named_parameters() if not parameter.requires_grad]
+        trained = [key for key, parameter in model.named_parameters() if parameter.requires_grad]
+        waiting = [rule for rule in rules if _fits(rule, frozen) and not _fits(rule, trained)]
+        rules = {rule: own for rule, own in rules.items() if rule not in waiting}
     groups = parameter_groups(
         model,
-        lr=settings["optim.lr"],
+        lr=lr,
         weight_decay=settings["optim.weight_decay"],
-        rules=settings["optim.groups"],
-        layer_decay=settings["optim.layer_decay"],
+        rules=rules,
+        layer_decay=settings["optim.layer_decay"] * layer_decay,
         head=head,
         head_lr=settings["optim.head_lr"],
     )
@@ -41,9 +60,13 @@ def make_optimizer(settings: Settings, model: nn.Module) -> torch.optim.Optimize
     options = {key: value for key, value in options.items() if value is not None} | args
     if "not_hidden" in (settings_of(find_optimizer(name)) or {}):
         options.setdefault("not_hidden", (*head, *sorted(undecayed_names(model))))
-    optimizer = create_optimizer(name, groups, lr=settings["optim.lr"], **options)
+    optimizer = create_optimizer(name, groups, lr=lr, **options)
     check_groups(model, optimizer.param_groups)
     return optimizer
+
+
+def _fits(rule: str, names: list[str]) -> bool:
+    return any(matches(rule, name) for name in names)
 
 
 def make_clip(settings: Settings, model: nn.Module) -> Clip | None:

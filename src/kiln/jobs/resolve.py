@@ -74,10 +74,9 @@ def _plain(value: Any) -> Any:
 
 
 def _typed(name: str, value: Any) -> Any:
-    default = FIELDS[name].default
     if FIELDS[name].units and value is not None:
         return tuple(map(Duration.parse, value)) if isinstance(value, list) else Duration.parse(value)
-    return tuple(value) if isinstance(default, tuple) and isinstance(value, list) else value
+    return tuple(value) if FIELDS[name].is_list and isinstance(value, list) else value
 
 
 def resolve(recipe: Recipe, intake: Intake, *, world_size: int = 1) -> Settings:

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from kiln.recipe.check import Problem
+from kiln.recipe.finetune_text import find_finetune_problems
 from kiln.recipe.loss_text import find_loss_problems
 from kiln.recipe.optim_problems import find_optim_problems
 from kiln.recipe.schedule_text import find_schedule_problems
@@ -39,6 +40,7 @@ def find_contradictions(values: Mapping[str, Any], defaults: Mapping[str, Any]) 
         *_sizes_that_differ(values),
         *find_optim_problems(values, defaults),
         *find_loss_problems(values, defaults),
+        *find_finetune_problems(values, defaults),
         *find_schedule_problems(values, defaults),
     ]
 

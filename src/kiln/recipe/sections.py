@@ -194,6 +194,29 @@ class Augment(Section):
 
 
 @section
+class Finetune(Section):
+    """What of a trained network is trained further, and when."""
+
+    mode: str = option(
+        "full", "What is trained: full, head, top(n) (the head and the last n blocks), staged, or lora (adapters)."
+    )
+    stages: tuple[str, ...] = option(
+        (), "Stages of staged, such as [head at 10, all from 20% decay 0.75]: what, from when, rate, layer decay."
+    )
+    freeze_norm: Literal["auto", "none", "statistics", "all"] = option(
+        "auto", "What of BatchNorm and its like stays frozen: its statistics, all of it, none; auto goes by batch size."
+    )
+    l2_sp: NonNegativeFloat = option(0.0, "Pull of the weights towards those they started from (L2-SP); 0 is off.")
+    l2_head: NonNegativeFloat = option(0.0, "With l2_sp, pull of the head's weights towards zero; 0 is off.")
+    lora_rank: PositiveInt = option(8, "Rank of LoRA's adapters.")
+    lora_alpha: PositiveFloat = option(16.0, "Weight of LoRA's adapters: they count alpha / rank times.")
+    lora_targets: tuple[str, ...] = option(
+        (), "Layers that get an adapter, by the ends of their names; none named is every linear layer of the backbone."
+    )
+    random_weights: bool = option(False, "Keep parts frozen although no trained weights are loaded.")
+
+
+@section
 class Loss(Section):
     """What training makes small."""
 
@@ -318,6 +341,7 @@ SECTIONS: dict[str, type[Section]] = {
     "task": Task,
     "augment": Augment,
     "loss": Loss,
+    "finetune": Finetune,
     "optim": Optim,
     "schedule": Schedule,
     "training": Training,
