@@ -139,7 +139,7 @@ class Model(Section):
     """The network and the weights that it starts from."""
 
     name: str = option("auto", "A timm name, torchvision/NAME, module:function, or auto for one that fits the data.")
-    weights: str = option("none", "Weights to start from: none, pretrained, a file, or hf-hub:NAME.")
+    weights: str = option("none", "Weights to start from: none, pretrained, a file, a URL, hf-hub:NAME, or torchvision's.")
     img_size: Auto | PositiveInt = option("auto", "Side of the square image that the model sees, in pixels.")
     mean: Literal["auto", "train"] | tuple[float, ...] = option(
         "auto",
