@@ -21,8 +21,11 @@ VERBS = {
     "predict": "name the class of images, as a table",
     "export": "write a model in a form that runs without PyTorch",
     "check": "look for what is wrong with a data set, before training on it",
+    "check-loss": "look for what is wrong with a loss, before training with it",
     "pack": "copy images into a form that is read faster",
     "models": "list the models there are, or describe one",
+    "verify": "train the first steps twice, and name the first operation that differs",
+    "weights": "fetch, verify, place or remove pretrained weights",
     "show": "write a picture of what training sees, before and after augmentation",
     "bench": "measure the data path on this machine, and tell where the wall is",
     "cache": "list or remove what is kept of decoded images",
@@ -87,7 +90,7 @@ def _run(arguments: list[str]) -> None:
     verb = SPELLINGS.get(first, first)
     if verb not in VERBS:
         raise _unknown(first)
-    importlib.import_module(f"kiln.cli.{verb}").run(arguments[1:])
+    importlib.import_module(f"kiln.cli.{verb.replace('-', '_')}").run(arguments[1:])
 
 
 def _unknown(word: str) -> UsageError:

@@ -1,7 +1,8 @@
 """Losses as modules: each holds the settings of one function, checked when it is made.
 
 `takes` says which targets a loss is made for: `classes` (indices), `shares` (rows over classes that sum to 1, as mixing
-makes them), `labels` (rows of yes or no), `values` (numbers). Weights move with `.to(device)` and are no part of the state.
+makes them), `labels` (rows of yes or no), `values` (numbers); `embeds`, that its outputs are embeddings and no logits.
+Weights move with `.to(device)` and are no part of the state.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ class Loss(nn.Module):
 
     takes: frozenset[str] = frozenset({CLASSES, SHARES, LABELS, VALUES})
     coupled = False
+    embeds = False
     class_weights: Tensor | None
     pos_weight: Tensor | None
 
@@ -295,6 +297,7 @@ class SupervisedContrastive(Loss):
 
     takes = frozenset({CLASSES})
     coupled = True
+    embeds = True
 
     def __init__(self, *, temperature: float = 0.1) -> None:
         super().__init__(temperature=positive("temperature", temperature))

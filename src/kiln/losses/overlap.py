@@ -166,7 +166,8 @@ def _count(logits: Tensor, targets: Tensor, *, per_batch: bool, activation: str,
     if valid is not None:
         hits, false_alarms, misses = hits * valid, false_alarms * valid, misses * valid
     positions = None if valid is None else _sum_positions(valid.to(p.dtype), per_batch).amax(1)
-    return _Counts(*(_sum_positions(part, per_batch) for part in (hits, false_alarms, misses)), positions)
+    hits, false_alarms, misses = (_sum_positions(part, per_batch) for part in (hits, false_alarms, misses))
+    return _Counts(hits, false_alarms, misses, positions)
 
 
 def _sum_positions(values: Tensor, per_batch: bool) -> Tensor:
