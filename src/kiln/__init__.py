@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 __all__ = [
-    "train", "resume", "evaluate", "predict", "export", "pack", "check", "demo", "show", "bench_data", "load",
+    "train", "resume", "evaluate", "predict", "export", "pack", "check", "demo", "show", "verify", "bench_data", "load",
     "fit", "open_source", "create_model",
     "Recipe", "Run", "Batch", "KilnError",
 ]  # fmt: skip
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from kiln.jobs.predict import predict
     from kiln.jobs.show import show
     from kiln.jobs.train import resume, train
+    from kiln.jobs.verify import verify
     from kiln.models.create import create_model
     from kiln.recipe import Recipe
     from kiln.run import Run

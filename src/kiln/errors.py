@@ -50,6 +50,7 @@ CODES: dict[str, str] = {
     # numerics
     "E601": "the loss or the gradient is not finite",
     "E602": "the outputs of a model are not finite",
+    "E603": "a training does not repeat",
     # security
     "E701": "code named by a file is not trusted",
     "E702": "a file holds code instead of weights",

@@ -116,7 +116,7 @@ def test_a_run_by_the_command_also_when_the_data_moved(photos, tmp_path, monkeyp
     said = albums.command("show", run.path, "--img-size", "32")
     assert said.status == 2
     assert "model.img_size: the run has 16, now given 32" in said.err
-    assert "next: kiln show DATA shows what other settings would do" in said.err
+    assert "next: kiln show DATA does it with other settings" in said.err
 
 
 @pytest.mark.parametrize(

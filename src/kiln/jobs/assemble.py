@@ -17,6 +17,7 @@ from kiln.engine.determinism import set_determinism
 from kiln.engine.evaluate import collect_outputs
 from kiln.engine.fit import Timetable
 from kiln.engine.starting_point import with_penalty
+from kiln.engine.precision import keep_fp32_
 from kiln.engine.state import State, Tracker
 from kiln.engine.step import Step
 from kiln.engine.strategy import Strategy
@@ -30,6 +31,7 @@ from kiln.jobs.optimization import make_clip, make_ema, make_optimizer, make_sam
 from kiln.jobs.resolve import Settings
 from kiln.jobs.schedules import Clock, make_schedule
 from kiln.metrics import Metric
+from kiln.models.checkpointing import checkpoint_activations_
 from kiln.models.create import Created
 from kiln.models.normalize import Normalized
 from kiln.models.outputs import main_and_auxiliary
@@ -77,6 +79,7 @@ def assemble(settings: Settings, intake: Intake, strategy: Strategy, *, resuming
     created, contract, bad_files = pipeline.created, pipeline.contract, pipeline.bad_files
     adapt_(settings, created)
     model = created.model.to(device).to(memory_format=_memory_format(settings["run.memory_format"]))
+    _choose_arithmetic(settings, model)
     steps_per_epoch = len(pipeline.batches)
     total_steps = settings["training.epochs"].to_steps(steps_per_epoch=steps_per_epoch)
     stages = make_stages(settings, created, total_steps=total_steps, steps_per_epoch=steps_per_epoch)
@@ -96,6 +99,8 @@ def assemble(settings: Settings, intake: Intake, strategy: Strategy, *, resuming
     if loss.state_dict():
         state.parts["loss"] = LossState(loss)
     step = _step(settings, model, loss, strategy)
+    if step.scaler is not None:
+        state.parts["scaler"] = step.scaler
     start = make_starting_point(settings, created)
     if start is not None:
         state.parts["starting_point"] = start
@@ -201,6 +206,14 @@ def _step(settings: Settings, model: nn.Module, loss: nn.Module, strategy: Strat
         sam=make_sam(settings),
         seed=settings["training.seed"],
     )
+
+
+def _choose_arithmetic(settings: Settings, model: nn.Module) -> None:
+    """What computes in fp32 all the same, and what is computed again in backward."""
+    if patterns := settings["training.fp32_modules"]:
+        keep_fp32_(model, patterns)
+    if what := settings["training.activation_checkpointing"]:
+        checkpoint_activations_(model, what)
 
 
 def _timetable(settings: Settings, total_steps: int, steps_per_epoch: int) -> tuple[Timetable, Tracker]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 from collections.abc import Collection
 from pathlib import Path
 from typing import Any
@@ -10,9 +11,11 @@ from typing import Any
 from kiln.data.fingerprint import compare_fingerprint
 from kiln.errors import DataError, UsageError
 from kiln.jobs import launch
-from kiln.jobs.intake import Intake
+from kiln.jobs.asked import Asked
+from kiln.jobs.intake import Intake, take_in
 from kiln.jobs.resolve import Settings, resolve
 from kiln.recipe import Recipe
+from kiln.recipe.trust import code_names, require_trust
 from kiln.run import CHECKPOINTS, RECIPE, RESOLVED, Run, read_yaml, runs_in
 
 
@@ -62,6 +65,29 @@ def changes_of(recorded: Recipe, given: Recipe, said: Collection[str], *, hint: 
             hint=hint,
         )
     return changed
+
+
+def plan_of_run(run: Run, asked: Asked, *, verb: str) -> tuple[Settings, Intake, str]:
+    """What a run decided and the data that it was trained on, for a verb that looks at it and makes no run of its own.
+
+    Args:
+        run: to look at.
+        asked: what the verb was given besides; only what changes nothing of what comes out.
+        verb: its name, for messages.
+    Returns: the plan, the data, and where these lie.
+    Raises: UsageError: other settings, or data that were objects. SecurityError: it names code that is not trusted.
+    """
+    recorded = run.recipe
+    hint = f"kiln {verb} DATA does it with other settings"
+    changed = changes_of(recorded, asked.recipe, asked.changes, hint=hint)
+    recipe = recorded.override(changed) if changed else recorded
+    if recipe.data.path is None:
+        hint = f"kiln.{verb}(data, **settings) does the same, for the settings of the run"
+        raise UsageError("E103", f"{run.path} was trained on objects, which it cannot open again", hint=hint)
+    require_trust(recipe, code_names(asked.recipe).values(), named_by=str(run.path / RECIPE))
+    moved = f"kiln {verb} {shlex.quote(str(run.path))} --set data.path=DATA, if it lies elsewhere now"
+    intake = take_in(recipe, None, moved=moved)
+    return recorded_settings(run.path, recipe, intake), intake, recipe.data.path
 
 
 def recorded_settings(folder: Path, recipe: Recipe, intake: Intake) -> Settings:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,10 +21,9 @@ from kiln.errors import DataError, UsageError
 from kiln.jobs.asked import Asked, asked_for
 from kiln.jobs.batches import Pipeline, assemble_batches
 from kiln.jobs.intake import Intake, stem_of, take_in
-from kiln.jobs.recorded import changes_of, recorded_settings
+from kiln.jobs.recorded import plan_of_run
 from kiln.jobs.resolve import Settings, resolve
 from kiln.recipe import Recipe
-from kiln.recipe.trust import code_names, require_trust
 from kiln.reports.contact_sheet import (
     Frame,
     check_suffix,
@@ -36,7 +34,7 @@ from kiln.reports.contact_sheet import (
     missing_glyphs,
     texts_of,
 )
-from kiln.run import RECIPE, Run, is_run, write_atomically
+from kiln.run import Run, is_run, write_atomically
 
 SMALLEST_SHARE_SHOWN = 0.005
 """Of a soft target: classes below it are left out of a label."""
@@ -135,17 +133,7 @@ def _check_numbers(**values: int | None) -> None:
 
 def _of_run(run: Run, asked: Asked) -> _Seen:
     """A run's own batches, by what it recorded."""
-    hint = "kiln show DATA shows what other settings would do"
-    recorded = run.recipe
-    changed = changes_of(recorded, asked.recipe, asked.changes, hint=hint)
-    recipe = recorded.override(changed) if changed else recorded
-    if recipe.data.path is None:
-        hint = "kiln.show(data, **settings) shows the same batches, for the settings of the run"
-        raise UsageError("E103", f"{run.path} was trained on objects, which it cannot open again", hint=hint)
-    require_trust(recipe, code_names(asked.recipe).values(), named_by=str(run.path / RECIPE))
-    moved = f"kiln show {shlex.quote(str(run.path))} --set data.path=DATA, if it lies elsewhere now"
-    intake = take_in(recipe, None, moved=moved)
-    return _seen(recorded_settings(run.path, recipe, intake), intake, recipe.data.path)
+    return _seen(*plan_of_run(run, asked, verb="show"))
 
 
 def _of_data(asked: Asked) -> _Seen:

@@ -204,7 +204,7 @@ class Finetune(Section):
         (), "Stages of staged, such as [head at 10, all from 20% decay 0.75]: what, from when, rate, layer decay."
     )
     freeze_norm: Literal["auto", "none", "statistics", "all"] = option(
-        "auto", "What of BatchNorm and its like stays frozen: its statistics, all of it, none; auto goes by batch size."
+        "auto", "What of BatchNorm and its like stays frozen: statistics, all of it, none; auto goes by batch size."
     )
     l2_sp: NonNegativeFloat = option(0.0, "Pull of the weights towards those they started from (L2-SP); 0 is off.")
     l2_head: NonNegativeFloat = option(0.0, "With l2_sp, pull of the head's weights towards zero; 0 is off.")
@@ -297,7 +297,15 @@ class Training(Section):
     micro_batch_size: Auto | PositiveInt = option(
         "auto", "Samples that pass through the model at once; gradients add up to the batch.", how=True
     )
-    precision: Literal["auto", "fp32", "bf16"] = option("auto", "Number format of the heavy arithmetic.")
+    precision: Literal["auto", "fp32", "tf32", "bf16", "fp16"] = option(
+        "auto", "Number format of the heavy arithmetic; weights and files are always fp32."
+    )
+    fp32_modules: tuple[str, ...] = option(
+        (), "Modules that compute in fp32 among bf16 or fp16, as patterns of names, such as [head, '*.norm?']."
+    )
+    activation_checkpointing: tuple[str, ...] = option(
+        (), "Modules computed again in backward to save memory: [blocks], or patterns of names.", how=True
+    )
     ema_decay: ShareBelowOne = option(0.0, "Decay per step of an average of the weights, which is evaluated; 0 is off.")
     monitor: str = option("auto", "Validation metric that decides the best model; auto takes the task's own.")
     patience: Duration | None = option(
