@@ -21,7 +21,7 @@ class Rates(NamedTuple):
     momentum: float | None = None
 
 
-Schedule = Callable[[int], "float | Rates"]
+Schedule = Callable[[int], float | Rates]
 """0-based optimizer step -> factor of the base rates, or `Rates`."""
 
 Maker = Annotated[Callable[[int], Schedule], "maker"]
