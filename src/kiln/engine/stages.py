@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -90,6 +91,12 @@ class Stages:
         """The present one."""
         return self.stages[self.current]
 
+    @property
+    def num_frozen(self) -> int:
+        """How many parameters and buffers are frozen now."""
+        tensors = (*self._model.named_parameters(), *self._model.named_buffers())
+        return sum(name in frozen_atoms(self._model) for name, _ in tensors)
+
     def make_optimizer(self) -> torch.optim.Optimizer:
         """An optimizer for the present stage, without a past."""
         return self._make_optimizer(self._model, self.stage)
@@ -155,7 +162,7 @@ def _check_order(stages: Sequence[Stage]) -> None:
     if not firsts or firsts[0] != 0:
         what = f"the first stage begins at step {firsts[0]}" if firsts else "no stages"
         raise UsageError("E102", what, expected="a first stage from step 0 on")
-    for before, after in zip(stages, stages[1:], strict=False):
+    for before, after in pairwise(stages):
         if after.first_step <= before.first_step:
             raise UsageError(
                 "E102",

@@ -37,6 +37,8 @@ def describe(training: Training, settings: Settings, intake: Intake, progress: P
     spec = training.created.spec
     sizes = f"{spec.img_size} px, {counted(spec.channels, 'channel')}"
     say(f"model      {spec.name}, {num_parameters(training)} parameters, {sizes}")
+    for line in fine_tuning(training):
+        say(f"training   {line}")
     for name in SHOWN:
         if name in settings.reasons:
             say(f"decided    {name} = {as_set(settings.values[name])}: {settings.reasons[name]}")
@@ -53,6 +55,23 @@ def num_parameters(training: Training) -> str:
     return f"{number:,}" if number < 1_000_000 else f"{number / 1e6:.2f} M"
 
 
+def fine_tuning(training: Training) -> list[str]:
+    """What is frozen in the present stage, and when that changes; nothing where all is trained all the time."""
+    stages, parameters = training.state.stages, list(training.state.model.parameters())
+    if stages is None:
+        return []
+    trained = sum(parameter.numel() for parameter in parameters if parameter.requires_grad)
+    total = sum(parameter.numel() for parameter in parameters)
+    lines = [
+        f"{stages.stage.name}: {trained:,} of {total:,} parameters; {stages.num_frozen} tensors frozen, statistics among them"
+    ]
+    return lines + [
+        f"{stage.name} from step {stage.first_step:,} of {training.total_steps:,} on, at {stage.rate:g} times the rate"
+        for stage in stages.stages
+        if stage.first_step > training.state.step
+    ]
+
+
 def as_set(value: object) -> str:
     """A value as `--set` takes it."""
     return str(value).lower() if isinstance(value, bool) else str(value)
@@ -65,6 +84,8 @@ def exactness(training: Training, settings: Settings) -> str:
     images, sampler = training.batches.batches.assembler.images, training.batches.batches.sampler.sampler
     if isinstance(images, TransformedImages) and not takes_rng(images.transform):
         return "E0, best effort: the transform may hold randomness of its own (one with a parameter rng is exact)"
+    if ":" in settings.values["data.collate"]:
+        return "E0, best effort: the collate function may hold randomness of its own"
     if isinstance(sampler, Foreign):
         return "E0, best effort: the sampler is your own"
     if training.state.device.type == "cpu" or settings.values["run.determinism"] == "strict":

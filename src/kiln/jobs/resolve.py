@@ -12,7 +12,7 @@ from typing import Any
 from kiln import pixels
 from kiln.data.sampler import take_fraction
 from kiln.data.source import Source
-from kiln.engine.precision import fastest_precision
+from kiln.engine.precision import fastest_precision, require_precision
 from kiln.errors import DataError, UsageError
 from kiln.jobs.intake import Indices, Intake
 from kiln.models.device import device_note, resolve_device
@@ -88,6 +88,7 @@ def resolve(recipe: Recipe, intake: Intake, *, world_size: int = 1) -> Settings:
     _resolve_place(settings, world_size)
     _resolve_model(settings, intake)
     _resolve_batches(settings, intake)
+    _resolve_finetune(settings, world_size)
     _resolve_rates(settings)
     settings.values["task.name"] = intake.task.name
     if settings.asks("training.monitor"):
@@ -141,6 +142,7 @@ def _resolve_model(settings: Settings, intake: Intake) -> None:
             settings.decide("training.precision", "fp32", f"at {size} px, converting costs more than bf16 gains")
         else:
             settings.decide("training.precision", *fastest_precision(resolve_device(settings.values["run.device"])))
+    require_precision(settings.values["training.precision"], resolve_device(settings.values["run.device"]))
 
 
 def sample_headers(source: Source, indices: Indices, *, most: int = 64) -> list[pixels.Header]:
@@ -207,6 +209,29 @@ def _resolve_batches(settings: Settings, intake: Intake) -> None:
         settings.decide("training.drop_last", drop, reason)
 
 
+SMALL_PASS = 16
+"""Fewer samples at once than this give BatchNorm poor statistics; those of trained weights are better."""
+
+
+def _resolve_finetune(settings: Settings, world_size: int) -> None:
+    values = settings.values
+    mode, scratch = values["finetune.mode"], values["model.weights"] == "none"
+    if mode == "staged" and not values["finetune.stages"]:
+        decay = "" if values["optim.layer_decay"] != 1 else " decay 0.75"
+        stages = ("head at 10", f"all from 20%{decay}")
+        settings.decide("finetune.stages", stages, "the new head first, then all, lower layers more slowly")
+    if settings.asks("finetune.freeze_norm"):
+        passed = values["training.micro_batch_size"] or -(-values["training.batch_size"] // world_size)
+        if mode in ("head", "lora"):
+            settings.decide("finetune.freeze_norm", "none", "norms are frozen with the rest")
+        elif scratch or passed >= SMALL_PASS:
+            why = "no trained statistics" if scratch else f"{passed} samples at once give good statistics"
+            settings.decide("finetune.freeze_norm", "none", why)
+        else:
+            why = f"{passed} samples at once give poor statistics, and the weights bring good ones"
+            settings.decide("finetune.freeze_norm", "statistics", why)
+
+
 def _resolve_rates(settings: Settings) -> None:
     _resolve_optimizer(settings)
     if settings.asks("schedule.warmup"):
@@ -225,15 +250,16 @@ _ADAMS = ("adamw", "adam", "nadam", "radam", "adamax", "muon")
 
 
 def _resolve_optimizer(settings: Settings) -> None:
-    name, scratch = settings.values["optim.name"], settings.values["model.weights"] == "none"
+    name, mode = settings.values["optim.name"], settings.values["finetune.mode"]
     batch_size = settings.values["training.batch_size"]
-    start = "from scratch" if scratch else "from trained weights"
+    new = settings.values["model.weights"] == "none" or mode in ("head", "lora")  # all that is trained is new
+    start = f"{mode} alone" if mode in ("head", "lora") else "from scratch" if new else "from trained weights"
     taken = settings_of(find_optimizer(name)) or {}
     if settings.asks("optim.lr"):
         if name == "sgd":
-            lr = (0.05 if scratch else 0.005) * batch_size / 64
+            lr = (0.05 if new else 0.005) * batch_size / 64
         elif name in _ADAMS:
-            lr = (2e-3 if scratch else 2e-4) * (batch_size / 64) ** 0.5
+            lr = (2e-3 if new else 2e-4) * (batch_size / 64) ** 0.5
         else:
             lr = taken.get("lr")
         if not isinstance(lr, int | float) or not lr > 0:
@@ -241,6 +267,8 @@ def _resolve_optimizer(settings: Settings) -> None:
         ruled = name == "sgd" or name in _ADAMS
         reason = f"{name}, {start}, batches of {batch_size}" if ruled else f"{name}'s own default"
         settings.decide("optim.lr", float(f"{lr:.3g}"), reason)
+    if settings.asks("optim.weight_decay") and settings.values["finetune.l2_sp"]:
+        settings.decide("optim.weight_decay", 0.0, "finetune.l2_sp pulls the weights to where they started instead")
     if settings.asks("optim.weight_decay"):
         usual = {"sgd": 5e-4, "adamw": 0.05, "muon": 0.05}
         own = taken.get("weight_decay", 0.0)

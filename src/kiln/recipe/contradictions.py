@@ -17,6 +17,7 @@ EFFECTIVE_ONLY = {
     "augment.crop_scale": ("augment.crop", ("auto", "resized")),
     "augment.crop_ratio": ("augment.crop", ("auto", "resized")),
     "data.sample_weights": ("data.sampler", ("weighted",)),
+    "training.fp32_modules": ("training.precision", ("auto", "bf16", "fp16")),
 }
 WITHOUT_POLICY = tuple(
     f"augment.{name}" for name in ("crop", "crop_scale", "crop_ratio", "crop_padding", "hflip", "vflip")

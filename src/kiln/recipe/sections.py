@@ -139,7 +139,9 @@ class Model(Section):
     """The network and the weights that it starts from."""
 
     name: str = option("auto", "A timm name, torchvision/NAME, module:function, or auto for one that fits the data.")
-    weights: str = option("none", "Weights to start from: none, pretrained, a file, a URL, hf-hub:NAME, or torchvision's.")
+    weights: str = option(
+        "none", "Weights to start from: none, pretrained, a file, a URL, hf-hub:NAME, or torchvision's."
+    )
     img_size: Auto | PositiveInt = option("auto", "Side of the square image that the model sees, in pixels.")
     mean: Literal["auto", "train"] | tuple[float, ...] = option(
         "auto",
@@ -211,7 +213,7 @@ class Finetune(Section):
     lora_rank: PositiveInt = option(8, "Rank of LoRA's adapters.")
     lora_alpha: PositiveFloat = option(16.0, "Weight of LoRA's adapters: they count alpha / rank times.")
     lora_targets: tuple[str, ...] = option(
-        (), "Layers that get an adapter, by the ends of their names; none named is every linear layer of the backbone."
+        (), "Layers that get an adapter, by the ends of their names; without any, all linear layers."
     )
     random_weights: bool = option(False, "Keep parts frozen although no trained weights are loaded.")
 
