@@ -15,6 +15,7 @@ from kiln.augment.color import (
     jitter,
     to_grey,
 )
+from kiln.augment.compiled import backend
 from kiln.augment.erasing import erase, erase_
 from kiln.augment.filters import adjust_sharpness, gaussian_blur
 from kiln.augment.geometry import affine_matrix, compose, crop, flip, flip_matrix, perspective_matrix, shift, warp
@@ -48,6 +49,7 @@ __all__ = [
     "affine_matrix",
     "apply_color",
     "autocontrast",
+    "backend",
     "color_matrix",
     "compose",
     "crop",

@@ -32,6 +32,21 @@ def boxes(
     return np.stack([draws[:, 2] * (1.0 - height), draws[:, 3] * (1.0 - width), height, width], axis=1)
 
 
+def windows(shares: NDArray[np.float64] | Tensor, *, size: tuple[int, int]) -> NDArray[np.int64]:
+    """Rectangles in whole pixels.
+
+    Args:
+        shares: (B, 4) on the host: top, left, height, width as shares of the image; no height or width: no rectangle.
+        size: height and width of the images.
+    Returns: (B, 4) top, left, bottom, right, all 0 for no rectangle; else at least one pixel.
+    """
+    sides = np.array([*size, *size])
+    start, extent = np.split(np.rint(np.asarray(shares) * sides).astype(np.int64), 2, axis=1)
+    stop = np.minimum(start + np.maximum(extent, 1), sides[:2])
+    there = (np.asarray(shares)[:, 2:] > 0).all(1, keepdims=True)
+    return np.concatenate([start, stop], axis=1) * there
+
+
 def erase_(images: Tensor, shares: NDArray[np.float64] | Tensor, *, fill: float = 0.0) -> Tensor:
     """Fill one rectangle in each image, in place.
 
@@ -41,11 +56,14 @@ def erase_(images: Tensor, shares: NDArray[np.float64] | Tensor, *, fill: float 
         fill: the value.
     Returns: the same tensor.
     """
-    height, width = images.shape[-2:]
-    for row, (top, left, tall, wide) in enumerate(shares.tolist()):
-        if tall > 0 and wide > 0:
-            y, x = round(top * height), round(left * width)
-            images[row, :, y : y + max(round(tall * height), 1), x : x + max(round(wide * width), 1)] = fill
+    return erase_windows_(images, windows(shares, size=(images.shape[-2], images.shape[-1])), fill=fill)
+
+
+def erase_windows_(images: Tensor, boxes: NDArray[np.int64], *, fill: float) -> Tensor:
+    """`erase_` with rectangles from `windows`."""
+    for row, (top, left, bottom, right) in enumerate(boxes.tolist()):
+        if bottom > top:
+            images[row, :, top:bottom, left:right] = fill
     return images
 
 

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 from typing import Literal
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -47,6 +49,16 @@ def flip(images: Tensor, mask: Tensor, *, dim: int = -1) -> Tensor:
     for row in rows.tolist():  # image by image in the cache: ten times faster than to gather and scatter them
         out[row] = images[row].flip(dim)
     return out
+
+
+def flips(images: Tensor, across: NDArray[np.bool_], down: NDArray[np.bool_]) -> Tensor:
+    """Mirror the images that each mask (B,) on the host names; the images themselves when there are none."""
+    for mask, dim in ((across, -1), (down, -2)):
+        if mask.all():
+            images = images.flip(dim)
+        elif mask.any():
+            images = flip(images, torch.from_numpy(mask).to(images.device), dim=dim)
+    return images
 
 
 def crop(images: Tensor, top: Tensor, left: Tensor, *, size: tuple[int, int], fill: float = 0) -> Tensor:
@@ -202,18 +214,18 @@ class Places:
 
     def __init__(self, matrix: Tensor, *, size: tuple[int, int], device: torch.device) -> None:
         height, width = size
-        self._projective = bool((matrix[:, 2] != matrix.new_tensor([0.0, 0.0, 1.0])).any())
+        self.projective = bool((matrix[:, 2] != matrix.new_tensor([0.0, 0.0, 1.0])).any())
         units = matrix.new_tensor([2.0 / width, 2.0 / height, 1.0]).view(3, 1)
         m = (matrix * units).to(device=device, dtype=torch.float32).unsqueeze(-1)  # (B, 3, 3, 1)
         x = torch.arange(width, device=device, dtype=torch.float32) - (width - 1) / 2
         y = torch.arange(height, device=device, dtype=torch.float32) - (height - 1) / 2
-        self._across = (m[:, :, 0] * x).unsqueeze(-2)  # (B, 3, 1, W)
-        self._down = (m[:, :, 1] * y + m[:, :, 2]).unsqueeze(-1)  # (B, 3, H, 1)
+        self.across = (m[:, :, 0] * x).unsqueeze(-2)  # (B, 3, 1, W)
+        self.down = (m[:, :, 1] * y + m[:, :, 2]).unsqueeze(-1)  # (B, 3, H, 1)
 
     def grid(self, rows: slice | Tensor) -> Tensor:
         """(B, H, W, 2) for some rows."""
-        across, down = self._across[rows], self._down[rows]
+        across, down = self.across[rows], self.down[rows]
         grid = across[:, :2] + down[:, :2]
-        if self._projective:
+        if self.projective:
             grid = grid / (across[:, 2:] + down[:, 2:])
         return grid.permute(0, 2, 3, 1)

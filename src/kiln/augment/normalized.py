@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
+from kiln.augment import compiled
 from kiln.augment.chunks import pieces_of
+from kiln.augment.geometry import flips
 from kiln.augment.recycled import recycled_like
 from kiln.augment.values import is_channels_last
 from kiln.errors import UsageError
+
+Mask = NDArray[np.bool_]
+FAR = float(np.finfo(np.float32).max)
 
 
 @dataclass(frozen=True)
@@ -56,13 +62,20 @@ class Output:
             out.copy_(values)
 
 
-def normalized(images: Tensor, output: Output, levels_of: Callable[[slice], Tensor]) -> Tensor:
-    """A batch in pieces: `levels_of` some rows, uint8 (B, C, H, W), become what `output` says."""
+def normalized(images: Tensor, output: Output, across: Mask | None = None, down: Mask | None = None) -> Tensor:
+    """A uint8 batch (B, C, H, W), mirrored where the masks (B,) say, as `output` says: the same bits however it is done."""
+    nobody = np.zeros(len(images), bool)
+    across, down = (nobody if mask is None else mask for mask in (across, down))
     out = output.empty_like(images)
     scale, offset = output.scale_and_offset(images)
+    if output.mean is not None and compiled.takes(images):
+        values = out if out.dtype == torch.float32 else torch.empty_like(images, dtype=torch.float32)
+        _by_kernels(images, values, mirrored=(across, down), scale=scale, offset=offset)
+        output.write(values, out)
+        return out
     scale_of_line, offset_of_line = (value.flatten().repeat(images.shape[-1]) for value in (scale, offset))
     for rows in pieces_of(images):
-        levels, place = levels_of(rows), out[rows]
+        levels, place = flips(images[rows], across[rows], down[rows]), out[rows]
         if output.mean is None:
             place.copy_(levels)
             continue
@@ -76,6 +89,35 @@ def normalized(images: Tensor, output: Output, levels_of: Callable[[slice], Tens
             values.mul_(scale).add_(offset)
         output.write(values, place)
     return out
+
+
+def _by_kernels(images: Tensor, values: Tensor, *, mirrored: tuple[Mask, Mask], scale: Tensor, offset: Tensor) -> None:
+    """Scale and move each channel of uint8 images into float32 `values`."""
+    from kiln.augment import kernels
+
+    num, _, height, width = images.shape
+    none = np.zeros((num, 3, 1), np.float32)
+    work = kernels.Work(
+        levels=compiled.as_stored(images),
+        out=compiled.as_stored(values),
+        pixels_together=is_channels_last(images),
+        across=mirrored[0],
+        down=mirrored[1],
+        warped=np.zeros(num, bool),
+        columns=none,
+        lines=none,
+        projective=False,
+        linear=torch.diag(scale.flatten()).expand(num, 3, 3).contiguous().numpy(),
+        of_mean=np.zeros((num, 3, 3), np.float32),
+        offset=offset.flatten().numpy(),
+        limits=np.full((3, 2), [-FAR, FAR], np.float32),
+        boxes=np.zeros((num, 4), np.int64),
+        fill=0.0,
+        stage=kernels.WHOLE,
+        pixels=np.empty((0, 3, 1, 1), np.float32),
+        first=0,
+    )
+    compiled.in_threads(kernels.augment, work, slice(0, num), size=(height, width))
 
 
 def standardize(images: Tensor, *, per_channel: bool = True) -> Tensor:

@@ -18,7 +18,7 @@ from torch import Tensor
 from kiln.augment import color, filters, geometry, tone
 from kiln.augment.chunks import chunk_rows, pieces_of
 from kiln.augment.normalized import Output, normalized
-from kiln.augment.photographic import Params, flips
+from kiln.augment.photographic import Params
 from kiln.augment.published import PUBLISHED
 from kiln.augment.recycled import recycled_like
 from kiln.augment.values import check_images
@@ -160,16 +160,14 @@ class Operations(ABC):
         Returns: a new tensor, normalised, or uint8 without `mean` and `std`.
         """
         check_images(images, channels=(1, 3))
-        across = torch.from_numpy(params[:, 0] < self.hflip).to(images.device)
-        down = torch.from_numpy(params[:, 1] < self.vflip).to(images.device)
+        across, down = params[:, 0] < self.hflip, params[:, 1] < self.vflip
         # As planes: with the channels of a pixel side by side, every factor for a channel would cost ten times as much.
         levels = recycled_like(images, torch.uint8, planes=True)
         for rows in pieces_of(images):
-            levels[rows] = flips(images[rows], across[rows], down[rows])
+            levels[rows] = geometry.flips(images[rows], across[rows], down[rows])
         for slot in range(self.num_slots):
             self._apply_(levels, params[:, 2 + 2 * slot], params[:, 3 + 2 * slot])
-        output = Output(mean, std, dtype)
-        return normalized(images, output, lambda rows: levels[rows])
+        return normalized(levels, Output(mean, std, dtype))
 
     def _apply_(self, levels: Tensor, chosen: Params, magnitudes: Params) -> None:
         """Each row through its operation; rows with the same one together, in pieces."""

@@ -1,4 +1,7 @@
-"""Flips, one warp, colour, erasing: the policies `light`, `standard` and `strong`, which differ in numbers only."""
+"""Flips, one warp, colour, erasing: the policies `light`, `standard` and `strong`, which differ in numbers only.
+
+Here is what is drawn and what it means; `rendering.py` does it.
+"""
 
 from __future__ import annotations
 
@@ -8,14 +11,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.nn import functional as F
 
-from kiln.augment.chunks import pieces_of
-from kiln.augment.color import add_noise, adjust_gamma, adjust_hue, color_steps, multiply_colors
-from kiln.augment.erasing import boxes, erase_
-from kiln.augment.filters import gaussian_blur
-from kiln.augment.geometry import Places, affine_matrix, compose, flip, flip_matrix, moves, perspective_matrix
+from kiln.augment.color import color_steps
+from kiln.augment.erasing import boxes, windows
+from kiln.augment.geometry import Places, affine_matrix, compose, flip_matrix, flips, moves, perspective_matrix
 from kiln.augment.normalized import Output, normalized
+from kiln.augment.rendering import Plan, render
 from kiln.augment.values import check_images
 from kiln.random import Purpose, uniform
 
@@ -43,23 +44,15 @@ class Light:
         dtype: torch.dtype = torch.float32,
     ) -> Tensor:
         """Mirror (B, C, H, W) images by what was drawn for them; normalise them when `mean` and `std` are given."""
-        across, down = (torch.from_numpy(mask).to(images.device) for mask in mirrored(self, params))
+        across, down = mirrored(self, params)
         if mean is None and std is None:
             return flips(images, across, down)
-        return normalized(images, Output(mean, std, dtype), lambda rows: flips(images[rows], across[rows], down[rows]))
+        return normalized(images, Output(mean, std, dtype), across, down)
 
 
 def mirrored(policy: Light | WarpColorErase, params: Params) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
     """Who is mirrored left to right, and top to bottom, by the first two columns of what was drawn."""
     return params[:, 0] < policy.hflip, params[:, 1] < policy.vflip
-
-
-def flips(images: Tensor, across: Tensor, down: Tensor) -> Tensor:
-    """Mirror the images that each mask (B,) names; the images themselves when there are none."""
-    for mask, dim in ((across, -1), (down, -2)):
-        if mask.device.type != "cpu" or bool(mask.any()):
-            images = flip(images, mask, dim=dim)
-    return images
 
 
 COLUMNS = {
@@ -84,7 +77,6 @@ NUM_COLUMNS = 29
 FACTORS = ("brightness", "contrast", "saturation", "grey")
 RARE = {"blur": 0.0, "noise": 0.0, "hue": 0.0, "gamma": 1.0}
 """Steps that are not affine in the pixel, in their order, and the value at which each does nothing."""
-MAX_BLUR_PX = 4
 
 
 @dataclass(frozen=True)
@@ -201,12 +193,7 @@ class WarpColorErase:
         Returns: a new tensor, normalised, or uint8 without `mean` and `std`.
         """
         check_images(images, channels=(1, 3))
-        output = Output(mean, std, dtype)
-        out = output.empty_like(images)
-        plan = self._plan(images, params, output)
-        for rows in pieces_of(images):
-            self._augment(images[rows], params, plan, rows=rows, out=out[rows])
-        return out
+        return render(images, self._plan(images, params, Output(mean, std, dtype)))
 
     def _plan(self, images: Tensor, params: Params, output: Output) -> Plan:
         size, device = (images.shape[-2], images.shape[-1]), images.device
@@ -216,96 +203,19 @@ class WarpColorErase:
         scale, offset = (values.flatten() for values in output.scale_and_offset(images))
         factors = {name: torch.from_numpy(params[:, COLUMNS[name]]) for name in FACTORS}
         linear, of_mean = (part.to(device) for part in color_steps(len(images), images.shape[1], **factors))
+        drawn = {name: params[:, COLUMNS[name]] for name in RARE}
+        rare = {name: np.where(values == RARE[name], np.nan, values) for name, values in drawn.items()}
         return Plan(
             across=across & ~warped,
             down=down & ~warped,
             warped=warped,
-            rare={name: params[:, COLUMNS[name]] != idle for name, idle in RARE.items()},
+            rare=rare,
+            noise_seeds=params[:, COLUMNS["noise_seed"]].astype(np.int64),
             places=Places(matrices, size=size, device=device),
-            linear=(linear * scale.view(-1, 1)).unsqueeze(-1).unsqueeze(-1),
+            linear=linear * scale.view(-1, 1),
             of_mean=of_mean * scale.view(-1, 1),
             offset=offset,
-            limits=[(low, low + 255.0 * step) for low, step in zip(offset.tolist(), scale.tolist(), strict=True)],
+            limits=torch.stack([offset, offset + 255.0 * scale], dim=1),
+            boxes=windows(params[:, COLUMNS["box"]], size=size),
             output=output,
         )
-
-    def _augment(self, images: Tensor, params: Params, plan: Plan, *, rows: slice, out: Tensor) -> None:
-        pixels = _moved(images, plan, rows)
-        pixels = self._rarely(pixels, params, plan, rows)
-        added = (plan.of_mean[rows] * pixels.mean((-2, -1)).unsqueeze(1)).sum(2) + plan.offset  # (B, C)
-        values = multiply_colors(pixels, plan.linear[rows]).add_(added[..., None, None])
-        for channel, (least, most) in enumerate(plan.limits):
-            values[:, channel].clamp_(least, most)
-        plan.output.write(values, out)
-        erase_(out, params[rows, COLUMNS["box"]], fill=0.0 if plan.output.mean is not None else 128.0)
-
-    def _rarely(self, pixels: Tensor, params: Params, plan: Plan, rows: slice) -> Tensor:
-        """Blur, noise, hue and gamma, for the rows that drew them; float32 in 0..255, in place."""
-        for name, drawn in plan.rare.items():
-            some = np.flatnonzero(drawn[rows])
-            if len(some) == 0:
-                continue
-            there = torch.from_numpy(some).to(pixels.device)
-            mine = params[rows][some]
-            value = torch.from_numpy(mine[:, COLUMNS[name]])
-            changed = pixels.index_select(0, there) / 255.0
-            if name == "blur":
-                largest = 2 * min(min(pixels.shape[-2:]) - 1, MAX_BLUR_PX) + 1
-                changed = gaussian_blur(changed, value, kernel_size=largest)
-            elif name == "noise":
-                seeds = torch.from_numpy(mine[:, COLUMNS["noise_seed"]].astype(np.int64))
-                changed = add_noise(changed, seeds, sigma=value)
-            elif name == "hue":
-                changed = adjust_hue(changed, value)
-            else:
-                changed = adjust_gamma(changed, value)
-            pixels.index_copy_(0, there, changed.mul_(255.0))
-        return pixels
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What was drawn for a batch, as its pieces use it: everything that does not need the pixels is made once.
-
-    Attributes:
-        across: (B,) mirrored left to right by index; a warped image is mirrored by its matrix.
-        down: (B,) mirrored top to bottom by index.
-        warped: (B,) interpolated.
-        rare: (B,) for each of `RARE`.
-        places: where warped pixels come from.
-        linear: (B, C, C, 1, 1), colour and normalisation as factors of the channels.
-        of_mean: (B, C, C), what the mean colour adds.
-        offset: (C,), what normalisation adds.
-        limits: of each channel, black and white after normalisation.
-        output: what the images become.
-    """
-
-    across: NDArray[np.bool_]
-    down: NDArray[np.bool_]
-    warped: NDArray[np.bool_]
-    rare: dict[str, NDArray[np.bool_]]
-    places: Places
-    linear: Tensor
-    of_mean: Tensor
-    offset: Tensor
-    limits: list[tuple[float, float]]
-    output: Output
-
-
-def _moved(images: Tensor, plan: Plan, rows: slice) -> Tensor:
-    """Mirrored or warped, (B, C, H, W) float32 in 0..255: a new tensor."""
-    for mask, dim in ((plan.across[rows], -1), (plan.down[rows], -2)):
-        if mask.all():
-            images = images.flip(dim)
-        elif mask.any():
-            images = flip(images, torch.from_numpy(mask).to(images.device), dim=dim)
-    # As planes: with the channels of a pixel side by side, every factor for a channel would cost ten times as much.
-    pixels = images.to(torch.float32, memory_format=torch.contiguous_format)
-    warped = plan.warped[rows]
-    if warped.all():
-        return F.grid_sample(pixels, plan.places.grid(rows), align_corners=False)
-    if warped.any():
-        some = torch.from_numpy(np.flatnonzero(warped)).to(images.device)
-        sampled = F.grid_sample(pixels.index_select(0, some), plan.places.grid(some + rows.start), align_corners=False)
-        pixels.index_copy_(0, some, sampled)
-    return pixels

@@ -57,7 +57,7 @@ class Nothing:
         dtype: torch.dtype = torch.float32,
     ) -> Tensor:
         """A copy, or normalised images."""
-        return normalized(images, Output(mean, std, dtype), lambda rows: images[rows])
+        return normalized(images, Output(mean, std, dtype))
 
 
 def standard(*, hflip: float = 0.5, vflip: float = 0.0) -> WarpColorErase:
