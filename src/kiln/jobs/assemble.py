@@ -16,8 +16,8 @@ from kiln.data.loader import Assembler, BadFiles, evaluation_batches
 from kiln.engine.determinism import set_determinism
 from kiln.engine.evaluate import collect_outputs
 from kiln.engine.fit import Timetable
-from kiln.engine.starting_point import with_penalty
 from kiln.engine.precision import keep_fp32_
+from kiln.engine.starting_point import with_penalty
 from kiln.engine.state import State, Tracker
 from kiln.engine.step import Step
 from kiln.engine.strategy import Strategy
