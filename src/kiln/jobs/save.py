@@ -19,6 +19,7 @@ from kiln.engine.state import State, load_model
 from kiln.errors import ArtifactError, KilnError
 from kiln.jobs.assemble import Training
 from kiln.jobs.intake import Intake
+from kiln.models.lora import merged
 from kiln.models.modelfile import save_model
 from kiln.redact import redact_arguments
 from kiln.run import BEST, CHECKPOINTS, MODEL, RUNNING, read_json, set_status, write_json
@@ -94,7 +95,7 @@ class Saver:
         }
         save_model(
             self.folder / MODEL,
-            model,
+            merged(model),
             spec=self.training.created.spec,
             classes=self.intake.classes,
             contract=self.training.contract,
