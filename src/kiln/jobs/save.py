@@ -14,6 +14,7 @@ import PIL
 import torch
 
 from kiln import __version__
+from kiln.augment import backend as augmentation_backend
 from kiln.engine import checkpoint
 from kiln.engine.state import State, load_model
 from kiln.errors import ArtifactError, KilnError
@@ -119,7 +120,7 @@ class Saver:
         tree = checkpoint.read_checkpoint(path).tree
         model = state.evaluated_model()
         kept = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-        load_model(model, tree["ema"]["model"] if state.ema is not None else tree["model"])
+        load_model(model, tree["model"] if state.average is None else state.average.tensors_of(tree))
         self._publish(model, state)
         load_model(model, kept)
 
@@ -147,6 +148,7 @@ def bitwise_conditions(training: Training, settings: Any) -> dict[str, Any]:
         "pillow": PIL.__version__,
         "processor": torch.backends.cpu.get_cpu_capability(),
         "device": str(training.state.device),
+        "augmentation": augmentation_backend(training.state.device),
         "threads": torch.get_num_threads(),
         "world_size": training.strategy.world_size,
         "precision": settings["training.precision"],
