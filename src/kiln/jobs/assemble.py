@@ -36,7 +36,7 @@ from kiln.models.create import Created
 from kiln.models.normalize import Normalized
 from kiln.models.outputs import main_and_auxiliary
 from kiln.names import STRATEGIES, resolve
-from kiln.optim.schedules import Schedule
+from kiln.optim.schedules import Plateau, Schedule
 from kiln.pixels import PixelContract
 from kiln.recipe.duration import Duration
 from kiln.runtimes import BATCH_SIZE
@@ -89,7 +89,6 @@ def assemble(settings: Settings, intake: Intake, strategy: Strategy, *, resuming
     timetable, tracker = _timetable(settings, total_steps, steps_per_epoch)
     validator = None
     skip_bad, workers = settings["data.bad_files"] == "skip", settings["data.workers"]
-    _check_monitor(settings, intake)
     if len(intake.split.val):
         state.tracker = tracker
         validator = Validator(
@@ -107,6 +106,7 @@ def assemble(settings: Settings, intake: Intake, strategy: Strategy, *, resuming
         step.forward_loss = with_penalty(step.forward_loss, start.penalty)
     clock = Clock(total_steps, steps_per_epoch, timetable.evaluate_every_steps)
     schedule, state.plateau = make_schedule(settings, clock, validates=validator is not None)
+    _check_monitor(settings, intake, state.plateau)
     _read_elsewhere(settings)
     settings.require_all_read()
     return Training(
@@ -234,8 +234,8 @@ def _timetable(settings: Settings, total_steps: int, steps_per_epoch: int) -> tu
     return timetable, Tracker(settings["training.monitor"], patience=evaluations)
 
 
-def _check_monitor(settings: Settings, intake: Intake) -> None:
-    """Hold that the metric that decides exists, and that there is something to decide on.
+def _check_monitor(settings: Settings, intake: Intake, plateau: Plateau | None) -> None:
+    """Hold that the metrics that decide exist, and that there is something to decide on.
 
     Raises: UsageError: it does not, or settings about validation have no effect.
     """
@@ -248,8 +248,9 @@ def _check_monitor(settings: Settings, intake: Intake) -> None:
             raise UsageError("E103", what, hint="leave it out, or set data.val_fraction or a folder called val apart")
     no_logits = np.zeros((1, intake.task.num_outputs(intake.classes)), np.float32)
     names = list(intake.task.metrics(no_logits, intake.targets[:1], intake.classes, intervals=False))
-    if monitor not in names:
-        raise UsageError("E101", f"training.monitor = {monitor!r}", got=monitor, choices=names)
+    for field, name in (("training.monitor", monitor), ("plateau: monitor", plateau and plateau.monitor)):
+        if name and name not in names:
+            raise UsageError("E101", f"{field} = {name!r}", got=name, choices=names)
 
 
 def _read_elsewhere(settings: Settings) -> None:
