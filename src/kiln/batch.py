@@ -24,6 +24,7 @@ class Batch:
         indices: (B,) int64 NumPy, samples of the source.
         weights: (B,) float32, 0 for a bad sample; None when every sample counts fully.
         params: (B, P) float64 NumPy, the augmentation parameters drawn on the host.
+        sizes: (B, 2) int64, height and width of each image where they differ and are padded to the largest; else None.
         total: samples that the whole step counts over all processes and micro-batches, when it is not `len(self)`.
     """
 
@@ -33,17 +34,24 @@ class Batch:
     indices: np.ndarray | None = None
     weights: Tensor | None = None
     params: np.ndarray | None = None
+    sizes: Tensor | None = None
     total: float | None = None
 
     def __len__(self) -> int:
         return len(self.targets)
+
+    @property
+    def mask(self) -> Tensor | None:
+        """(B, H, W) bool, true where a padded batch holds image; None where all images are of one size."""
+        return None if self.sizes is None else mask_of(self.sizes, self.images.shape[-2], self.images.shape[-1])
 
     def to(self, device: Any, *, non_blocking: bool = True) -> Batch:
         """The same batch with its tensors on `device`."""
         images = self.images.to(device, non_blocking=non_blocking)
         targets = self.targets.to(device, non_blocking=non_blocking)
         weights = None if self.weights is None else self.weights.to(device, non_blocking=non_blocking)
-        return replace(self, images=images, targets=targets, weights=weights)
+        sizes = None if self.sizes is None else self.sizes.to(device, non_blocking=non_blocking)
+        return replace(self, images=images, targets=targets, weights=weights, sizes=sizes)
 
     def cut(self, start: int, stop: int) -> Batch:
         """Samples `start` to `stop`; `total` stays what it was."""
@@ -58,6 +66,7 @@ class Batch:
             indices=part(self.indices),
             weights=part(self.weights),
             params=part(self.params),
+            sizes=part(self.sizes),
             total=self.total,
         )
 
@@ -65,6 +74,13 @@ class Batch:
         """Micro-batches of at most `size` samples, in order."""
         for start in range(0, len(self), size):
             yield self.cut(start, start + size)
+
+
+def mask_of(sizes: Tensor, height: int, width: int) -> Tensor:
+    """(B, height, width) bool, true inside each of the sizes (B, 2)."""
+    down = sizes.new_ones(height).cumsum(0) <= sizes[:, :1]  # (B, H)
+    across = sizes.new_ones(width).cumsum(0) <= sizes[:, 1:]  # (B, W)
+    return down[:, :, None] & across[:, None, :]
 
 
 def as_batch(item: Any) -> Batch:

@@ -361,6 +361,21 @@ def _centred(have: int, want: int) -> tuple[slice, slice]:
     return slice(0, have), slice(start, start + have)
 
 
+def stack_padded(images: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    """Images of different sizes as one batch: black to the right of each and below it, up to the largest.
+
+    Args:
+        images: each (H, W, C) uint8, at least one.
+    Returns: (B, H, W, C) uint8, and the sizes (B, 2) int64: height and width of each.
+    """
+    sizes = np.array([image.shape[:2] for image in images], np.int64)
+    height, width = sizes.max(axis=0)
+    batch = np.zeros((len(images), height, width, images[0].shape[2]), np.uint8)
+    for place, image in zip(batch, images, strict=True):
+        place[: image.shape[0], : image.shape[1]] = image
+    return batch, sizes
+
+
 @dataclass(frozen=True, slots=True)
 class PixelContract:
     """What happens between a file and a model; it travels inside every model file and bundle."""
@@ -368,7 +383,8 @@ class PixelContract:
     height: int  # of the model's input, as is width
     width: int
     channels: int = 3  # 1 (grey), 3 (RGB), 4 (RGBA), or as many as the .npy files hold
-    resize: str = "crop"  # crop: shorter side to size / crop_fraction, then the centre; pad: longer side; or stretch
+    resize: str = "crop"  # crop: shorter side to size / crop_fraction, then the centre; pad: longer side; stretch; or
+    # keep: the image's own size, its longer side reduced to the larger of height and width where it is longer
     interpolation: str = "bicubic"  # a key of INTERPOLATIONS
     crop_fraction: float = 1.0  # the share of the resized image that is kept, per side; timm's crop_pct
     fill: int = 128  # the grey level of the borders that pad adds
@@ -381,7 +397,7 @@ class PixelContract:
             name: (isinstance(getattr(self, name), int) and getattr(self, name) >= 1, "a whole number from 1")
             for name in counts
         } | {
-            "resize": (self.resize in ("crop", "pad", "stretch"), "crop, pad or stretch"),
+            "resize": (self.resize in ("crop", "pad", "stretch", "keep"), "crop, pad, stretch or keep"),
             "interpolation": (self.interpolation in INTERPOLATIONS, ", ".join(INTERPOLATIONS)),
             "crop_fraction": (0.1 <= self.crop_fraction <= 1, "0.1 to 1"),
             "fill": (self.fill in range(256), "a whole number from 0 to 255"),
@@ -396,7 +412,7 @@ class PixelContract:
 
         Args:
             data: the bytes of a file; or uint8 (H, W, C), upright; or an image of Pillow's.
-        Returns: (height, width, channels) uint8, writable.
+        Returns: (height, width, channels) uint8, writable; with `keep` of the image's own size.
         Raises: PixelError: see `PixelError.reason`.
         """
         if isinstance(data, np.ndarray):
@@ -404,6 +420,9 @@ class PixelContract:
         else:
             image = decode_image(data, channels=self.channels, max_pixels=self.max_pixels)
             height, width = image.shape[:2] if isinstance(image, np.ndarray) else image.size[::-1]
+        if self.resize == "keep":
+            size = self.kept_size(height, width)
+            return np.array(resize(image, size, interpolation=self.interpolation))
         new_height, new_width = self._resized(height, width)
         if self.resize == "crop" and new_height * new_width > _MAX_ENLARGED * self.height * self.width:
             box, size = self._middle(height, width), (self.height, self.width)
@@ -413,6 +432,11 @@ class PixelContract:
         result = np.full((self.height, self.width, self.channels), self.fill, np.uint8)
         result[to_rows, to_columns] = pixels[rows, columns]
         return result
+
+    def kept_size(self, height: int, width: int) -> tuple[int, int]:
+        """Height and width that `keep` gives an image of this size."""
+        ratio = max(1.0, max(height, width) / max(self.height, self.width))
+        return max(1, round(height / ratio)), max(1, round(width / ratio))
 
     def _resized(self, height: int, width: int) -> tuple[int, int]:
         """The size of the whole image before its centre is taken; the roundings are those of timm and torchvision."""

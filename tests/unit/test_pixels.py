@@ -378,7 +378,7 @@ def test_contracts_travel_as_json():
         ({"height": 0}, "height=0; expected a whole number from 1"),
         ({"width": "224"}, "width='224'; expected a whole number from 1"),
         ({"channels": 0}, "channels=0; expected"),
-        ({"resize": "squash"}, "resize='squash'; expected crop, pad or stretch"),
+        ({"resize": "squash"}, "resize='squash'; expected crop, pad, stretch or keep"),
         ({"interpolation": "cubic"}, "interpolation='cubic'; expected nearest, box, bilinear"),
         ({"crop_fraction": 1.2}, "crop_fraction=1.2; expected 0.1 to 1"),
         ({"fill": 256}, "fill=256; expected a whole number from 0 to 255"),

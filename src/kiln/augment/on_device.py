@@ -78,6 +78,8 @@ class OnDevice:
         num_mixing = 0 if self.mixing is None else Mixing.NUM_PARAMS
         params = batch.params[:, : batch.params.shape[1] - num_mixing]
         images, targets = self.augment(batch.images, params, mean=self.mean, std=self.std), batch.targets
+        if batch.mask is not None:
+            images = images * batch.mask[:, None]
         if self.mixing is not None and batch.positions is not None:
             images, partner, lam = self.mixing(images, batch.params[:, -num_mixing:], batch.positions)
             targets = mix_targets(self._soft(targets), partner, lam)

@@ -115,11 +115,14 @@ class ContractForm:
     fast: bool = False
 
     def make(self, item: bytes | NDArray[np.uint8]) -> Kept:
-        """(height, width, channels) uint8. Raises: PixelError: it cannot be read."""
+        """(height, width, channels) uint8; with `resize` keep of its own size. Raises: PixelError: it cannot be read."""
         return contract_image(item, self.contract) if self.fast else self.contract.apply(item)
 
-    def bytes_of(self, header: pixels.Header) -> int | None:  # noqa: ARG002 - all are of one size
+    def bytes_of(self, header: pixels.Header) -> int | None:
         """See `Form`."""
+        if self.contract.resize == "keep":
+            height, width = self.contract.kept_size(header.height, header.width)
+            return height * width * self.contract.channels
         return self.contract.height * self.contract.width * self.contract.channels
 
 

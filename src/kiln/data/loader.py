@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from kiln.batch import Batch
+from kiln.data.collate import Collate, Sample, collated
 from kiln.data.images import BadSample, Images
 from kiln.data.prefetch import prefetched
 from kiln.data.resident import ResidentImages
@@ -80,10 +81,16 @@ class _Made:
 
 
 class Assembler:
-    """Turns indices into a batch: rows in order, bad ones dropped and reported."""
+    """Turns indices into a batch: rows in order, bad ones dropped and reported.
 
-    def __init__(self, images: Images, targets: NDArray[Any]) -> None:
-        self.images, self.targets = images, targets
+    Args:
+        images: the image of each sample.
+        targets: (N, ...) of each sample.
+        collate: puts the samples together, [(image, target), ...] -> images, targets and perhaps sizes; None stacks them.
+    """
+
+    def __init__(self, images: Images, targets: NDArray[Any], collate: Collate | None = None) -> None:
+        self.images, self.targets, self.collate = images, targets, collate
 
     def make(
         self,
@@ -93,6 +100,8 @@ class Assembler:
         params: NDArray[np.float64] | None = None,
     ) -> _Made:
         """Load the rows; those that cannot be read are left out of everything."""
+        if self.collate is not None:
+            return self._collated(self.collate, indices, draws, positions, params)
         rows, good, bad = self._load(indices.tolist(), draws)
         kept = slice(None) if not bad else np.asarray(good, np.int64)
         batch = Batch(
@@ -101,6 +110,43 @@ class Assembler:
             positions=positions[kept],
             indices=indices[kept],
             params=None if params is None else params[kept],
+        )
+        return _Made(batch, bad)
+
+    def _collated(
+        self,
+        collate: Collate,
+        indices: NDArray[np.int64],
+        draws: NDArray[np.float64] | None,
+        positions: NDArray[np.int64],
+        params: NDArray[np.float64] | None,
+    ) -> _Made:
+        samples: list[Sample] = []
+        good: list[int] = []
+        bad: list[tuple[int, BadSample]] = []
+        for row, index in enumerate(indices.tolist()):
+            try:
+                image = np.ascontiguousarray(self.images.load(index, None if draws is None else draws[row]))
+            except BadSample as error:
+                bad.append((index, error))
+                continue
+            image = image if image.flags.writeable else image.copy()  # never what a cache holds
+            samples.append((torch.from_numpy(image).permute(2, 0, 1), torch.as_tensor(self.targets[index])))
+            good.append(row)
+        kept = np.asarray(good, np.int64)
+        if not samples:
+            height, width, channels = self.images.shape
+            nothing = torch.zeros((0, channels, height, width), dtype=torch.uint8)
+            images, targets, sizes = nothing, torch.from_numpy(self.targets[:0]), None
+        else:
+            images, targets, sizes = collated(collate, samples)
+        batch = Batch(
+            images=images,
+            targets=targets,
+            positions=positions[kept],
+            indices=indices[kept],
+            params=None if params is None else params[kept],
+            sizes=sizes,
         )
         return _Made(batch, bad)
 

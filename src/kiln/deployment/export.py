@@ -39,9 +39,12 @@ def export_onnx(file: ModelFile, output: Path, *, opset: int | None = None) -> f
     Returns: the largest difference of a logit on noise images, relative to the largest logit (at least 1).
     Raises:
         MissingExtraError: the extra `deploy` is not installed.
-        UsageError (E102): the opset is not one, or the architecture cannot be exported.
+        UsageError: the opset is not one, or the architecture cannot be exported (E102); its images are padded (E103).
         ArtifactError (E305): the export disagrees with the model; nothing is left under `output`.
     """
+    if file.contract.resize == "keep":
+        what = "the model takes images of different sizes with a mask, and an export takes images of one size"
+        raise UsageError("E103", what, hint="kiln.load(MODEL) predicts with torch")
     network = Normalized(file.model, file.spec.mean, file.spec.std).cpu().eval()
     proto = _trace(network, file, opset)
     description = {

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from kiln.batch import Batch, as_batch
 from kiln.engine.strategy import Single, Strategy
+from kiln.engine.supervised import extra_inputs
 
 
 @dataclass(frozen=True)
@@ -32,7 +33,7 @@ class Outputs:
 
 @torch.inference_mode()
 def collect_outputs(
-    forward: Callable[[Tensor], Tensor],
+    forward: Callable[..., Tensor],
     batches: Iterable[Any],
     *,
     device: torch.device,
@@ -41,7 +42,7 @@ def collect_outputs(
     """Run a model over batches and gather all it said, ordered by sample.
 
     Args:
-        forward: images on the device -> logits (B, K); in eval mode.
+        forward: images on the device -> logits (B, K); in eval mode. Padded ones come with their `mask`.
         batches: this process's share.
         device: where to compute.
         strategy: gathers the shares; every process gets everything.
@@ -51,7 +52,8 @@ def collect_outputs(
     num_seen = 0
     for item in batches:
         batch: Batch = as_batch(item)
-        logits = forward(batch.images.to(device, non_blocking=True)).float().cpu().numpy()
+        there = batch.to(device)
+        logits = forward(there.images, **extra_inputs(there)).float().cpu().numpy()
         indices = np.arange(num_seen, num_seen + len(batch)) if batch.indices is None else batch.indices
         parts.append((logits, batch.targets.cpu().numpy(), indices))
         num_seen += len(batch)

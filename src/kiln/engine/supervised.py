@@ -11,6 +11,11 @@ from kiln.losses.contract import as_terms, is_coupled
 from kiln.models.outputs import main_and_auxiliary
 
 
+def extra_inputs(batch: Batch) -> dict[str, Any]:
+    """What a model is called with besides images: `mask` (B, H, W) where they were padded to one size."""
+    return {} if batch.sizes is None else {"mask": batch.mask}
+
+
 def supervised(loss: Callable[[Any, Any], Any]) -> Callable[[State, Batch], Any]:
     """Make a `forward_loss` of a loss `(outputs, targets)`; it is coupled if the loss is.
 
@@ -18,7 +23,7 @@ def supervised(loss: Callable[[Any, Any], Any]) -> Callable[[State, Batch], Any]
     """
 
     def forward_loss(state: State, batch: Batch) -> Any:
-        main, auxiliary = main_and_auxiliary(state.forward(batch.images))
+        main, auxiliary = main_and_auxiliary(state.forward(batch.images, **extra_inputs(batch)))
         result = loss(main, batch.targets)
         for weight, outputs in auxiliary:
             terms = as_terms(result, len(batch))

@@ -27,7 +27,7 @@ from kiln.jobs.batches import assemble_batches
 from kiln.jobs.criterion import LossState, make_loss
 from kiln.jobs.finetuning import adapt_, make_stages, make_starting_point
 from kiln.jobs.intake import Intake
-from kiln.jobs.optimization import make_clip, make_ema, make_optimizer, make_sam
+from kiln.jobs.optimization import make_average, make_clip, make_optimizer, make_sam
 from kiln.jobs.resolve import Settings
 from kiln.jobs.schedules import Clock, make_schedule
 from kiln.metrics import Metric
@@ -84,7 +84,8 @@ def assemble(settings: Settings, intake: Intake, strategy: Strategy, *, resuming
     total_steps = settings["training.epochs"].to_steps(steps_per_epoch=steps_per_epoch)
     stages = make_stages(settings, created, total_steps=total_steps, steps_per_epoch=steps_per_epoch)
     optimizer = make_optimizer(settings, model) if stages is None else stages.make_optimizer()
-    state = State(model, optimizer, ema=make_ema(settings, model), stages=stages)
+    average = make_average(settings, model, total_steps=total_steps, steps_per_epoch=steps_per_epoch)
+    state = State(model, optimizer, average=average, stages=stages)
     state.parts["bad_files"] = bad_files
     timetable, tracker = _timetable(settings, total_steps, steps_per_epoch)
     validator = None
@@ -231,7 +232,9 @@ def _timetable(settings: Settings, total_steps: int, steps_per_epoch: int) -> tu
     )
     patience = settings["training.patience"]
     evaluations = None if patience is None else max(1, -(-steps(patience) // eval_every))
-    return timetable, Tracker(settings["training.monitor"], patience=evaluations)
+    return timetable, Tracker(
+        settings["training.monitor"], patience=evaluations, min_delta=settings["training.min_delta"]
+    )
 
 
 def _check_monitor(settings: Settings, intake: Intake, plateau: Plateau | None) -> None:

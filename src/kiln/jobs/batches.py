@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
@@ -11,6 +12,7 @@ import torch
 from torch import Tensor
 
 from kiln.augment import Mixing, OnDevice, Policy, policy
+from kiln.data.collate import Collate, pad
 from kiln.data.images import ContractImages, Images
 from kiln.data.loader import Assembler, BadFiles, TrainLoader
 from kiln.data.resident import ResidentImages
@@ -32,7 +34,7 @@ from kiln.jobs.intake import Indices, Intake
 from kiln.jobs.pixel_form import images_of
 from kiln.jobs.resolve import Settings, chosen_samples, strata_of
 from kiln.models.create import Created, create_model
-from kiln.names import SAMPLERS, TRANSFORMS, resolve
+from kiln.names import COLLATES, SAMPLERS, TRANSFORMS, resolve
 from kiln.pixels import PixelContract
 from kiln.random import keys_of
 
@@ -68,7 +70,7 @@ def assemble_batches(settings: Settings, intake: Intake, strategy: Strategy, *, 
     seed, keys = settings["training.seed"], keys_of(intake.source.keys)
     sampler = _sampler(settings, intake, train)
     loader = TrainLoader(
-        Assembler(_transformed(settings, intake, images.training), intake.targets),
+        Assembler(_transformed(settings, intake, images.training), intake.targets, _collate(settings, created)),
         sampler,
         _cut(settings, len(sampler), strategy, pairs=mixing is not None),
         keys=keys,
@@ -171,6 +173,28 @@ def _transformed(settings: Settings, intake: Intake, images: Images) -> Images:
         raise UsageError("E103", f"augment.transform = {name!r}, but the data come already transformed")
     named = resolve(TRANSFORMS, name, kind="transform")
     return TransformedImages(images, named() if isinstance(named, type) else named)
+
+
+def _collate(settings: Settings, created: Created) -> Collate | None:
+    """What puts samples together; None stacks them.
+
+    Raises: UsageError: samples are padded, and the model takes no mask.
+    """
+    name = settings["data.collate"]
+    if name == "stack":
+        return None
+    if settings["data.cache"] == "device":
+        raise UsageError("E103", f"data.collate = {name!r} runs on the host, and data.cache = 'device'")
+    made = resolve(COLLATES, name, kind="collate")
+    parameters = inspect.signature(created.model.forward).parameters.values()
+    if made is pad and not any(entry.name == "mask" or entry.kind is entry.VAR_KEYWORD for entry in parameters):
+        raise UsageError(
+            "E107",
+            f"data.collate = 'pad', and the forward of {created.spec.name} takes no mask",
+            expected="forward(images, mask=None), mask (B, H, W) true where there is image",
+            hint="--model module:function for one that does, or --set data.collate=stack data.resize=pad",
+        )
+    return made
 
 
 def _sampler(settings: Settings, intake: Intake, train: Indices) -> Sampler:

@@ -6,10 +6,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from kiln.data.collate import pad
 from kiln.data.images import ContractImages
 from kiln.data.loader import Assembler, BadFiles, evaluation_batches
 from kiln.data.source import Source
@@ -85,7 +87,7 @@ def measure(
     bad_files = BadFiles(source.keys)
     images = ContractImages(source, predictor.contract)
     batches = evaluation_batches(
-        Assembler(images, targets),
+        Assembler(images, targets, pad if predictor.contract.resize == "keep" else None),
         indices,
         batch_size=batch_size,
         bad_files=bad_files,
@@ -105,11 +107,16 @@ def measure(
     )
 
 
-def _forward(predictor: Predictor, transformed: bool) -> Callable[[Tensor], Tensor]:
+def _forward(predictor: Predictor, transformed: bool) -> Callable[..., Tensor]:
     if not transformed:
-        return lambda images: torch.from_numpy(predictor.logits(images.numpy()))
+        return lambda images, mask=None: torch.from_numpy(predictor.logits(images.numpy(), _sizes(mask)))
     model = getattr(predictor.runtime, "model", None)
     if model is None:
         raise UsageError("E103", f"runtime {predictor.runtime.name} takes images, and these data come transformed")
     device = next(model.parameters()).device
     return lambda images: main_and_auxiliary(model(images.to(device)))[0]
+
+
+def _sizes(mask: Tensor | None) -> NDArray[np.int64] | None:
+    """(B, 2): height and width of what a mask (B, H, W) leaves in."""
+    return None if mask is None else torch.stack([mask[:, :, 0].sum(1), mask[:, 0].sum(1)], dim=1).numpy()

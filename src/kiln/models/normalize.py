@@ -38,6 +38,9 @@ class Normalized(nn.Module):
         self.register_buffer("mean", torch.tensor(list(mean), dtype=torch.float32).view(-1, 1, 1))
         self.register_buffer("std", torch.tensor(list(std), dtype=torch.float32).view(-1, 1, 1))
 
-    def forward(self, images: Tensor) -> Tensor:
-        """Logits (B, K) for uint8 images (B, C, H, W)."""
-        return main_and_auxiliary(self.model(normalize(images, self.mean, self.std)))[0]
+    def forward(self, images: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Logits (B, K) for uint8 images (B, C, H, W); padded ones come with their mask (B, H, W), and are 0 outside."""
+        normalized = normalize(images, self.mean, self.std)
+        if mask is None:
+            return main_and_auxiliary(self.model(normalized))[0]
+        return main_and_auxiliary(self.model(normalized * mask[:, None], mask=mask))[0]

@@ -35,6 +35,7 @@ def find_contradictions(values: Mapping[str, Any], defaults: Mapping[str, Any]) 
     """
     return [
         *_without_effect(values, defaults),
+        *_averages_and_patience(values),
         *_empty(values),
         *_not_rising(values),
         *_too_much(values),
@@ -63,6 +64,15 @@ def _without_effect(values: Mapping[str, Any], defaults: Mapping[str, Any]) -> I
     ):
         what = f"augment.mix_prob = {values['augment.mix_prob']} has no effect without augment.mixup or augment.cutmix"
         yield Problem("E103", what, expected="augment.mixup or augment.cutmix above 0")
+
+
+def _averages_and_patience(values: Mapping[str, Any]) -> Iterator[Problem]:
+    if values["training.ema_decay"] and values["training.swa_start"] is not None:
+        what = "training.ema_decay and training.swa_start: two averages of the weights, and one can ship"
+        yield Problem("E103", what, expected="one of them")
+    if values["training.min_delta"] and values["training.patience"] is None:
+        what = f"training.min_delta = {values['training.min_delta']} has no effect without training.patience"
+        yield Problem("E103", what, expected="training.patience, or no training.min_delta")
 
 
 def _empty(values: Mapping[str, Any]) -> Iterator[Problem]:

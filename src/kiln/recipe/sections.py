@@ -309,10 +309,16 @@ class Training(Section):
         (), "Modules computed again in backward to save memory: [blocks], or patterns of names.", how=True
     )
     ema_decay: ShareBelowOne = option(0.0, "Decay per step of an average of the weights, which is evaluated; 0 is off.")
+    swa_start: Duration | None = option(
+        None,
+        "When a plain mean of the weights at the end of each epoch begins, which is evaluated from then on.",
+        units=SHARE_UNITS,
+    )
     monitor: str = option("auto", "Validation metric that decides the best model; auto takes the task's own.")
     patience: Duration | None = option(
         None, "Stop after this long without a better validation metric.", units=SHARE_UNITS
     )
+    min_delta: NonNegativeFloat = option(0.0, "A better validation metric is one that is better by more than this.")
     drop_last: Auto | bool = option("auto", "Leave the last, smaller batch of an epoch out.")
     seed: CountInt = option(0, "The number from which all randomness follows.")
     eval_every: Duration = option(Duration(1, "ep"), "How often to validate.", units=SHARE_UNITS)

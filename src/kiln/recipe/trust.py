@@ -10,7 +10,10 @@ from kiln.recipe import schedule_text
 from kiln.recipe.loss_text import code_in
 from kiln.recipe.recipe import Recipe
 
-FIELDS_THAT_NAME_CODE = ("model.name", "loss.name", "optim.name", "schedule.name", "task.name")
+FIELDS_THAT_NAME_CODE = (
+    *("model.name", "loss.name", "optim.name", "schedule.name", "task.name"),
+    *("data.sampler", "data.collate", "augment.transform"),
+)
 
 
 def code_names(recipe: Recipe) -> dict[str, str]:
@@ -22,7 +25,7 @@ def code_names(recipe: Recipe) -> dict[str, str]:
     return {
         field.removesuffix("[0]"): name
         for field, name in {**named, **losses, **schedules}.items()
-        if ":" in name and not name.startswith(("hf-hub:", OBJECT))
+        if name is not None and ":" in name and not name.startswith(("hf-hub:", OBJECT))
     }
 
 

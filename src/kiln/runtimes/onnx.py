@@ -50,8 +50,8 @@ class OnnxRuntime:
         except PixelError as error:
             raise ArtifactError("E303", f"{path}: {error}", hint="pip install -U torchkiln") from error
 
-    def logits(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """Logits (B, K) for images (B, C, H, W)."""
+    def logits(self, images: NDArray[np.uint8], sizes: NDArray[np.int64] | None = None) -> NDArray[np.float32]:  # noqa: ARG002
+        """Logits (B, K) for images (B, C, H, W). `sizes` is None: models of padded images are not exported."""
         return self._session.run(["logits"], {"images": images})[0]
 
 

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from kiln.errors import DataError, UsageError
-from kiln.pixels import PixelContract, PixelError
+from kiln.pixels import PixelContract, PixelError, stack_padded
 from kiln.tasks import Prediction, from_dict
 
 OneImage = str | os.PathLike[str] | bytes | Image.Image | NDArray[np.uint8]
@@ -32,8 +32,8 @@ class Runtime(Protocol):
     contract: PixelContract
     task: Mapping[str, Any]
 
-    def logits(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """Logits (B, K) for images (B, C, H, W)."""
+    def logits(self, images: NDArray[np.uint8], sizes: NDArray[np.int64] | None = None) -> NDArray[np.float32]:
+        """Logits (B, K) for images (B, C, H, W); padded ones come with their `sizes` (B, 2)."""
         ...
 
 
@@ -59,14 +59,21 @@ class Predictor:
         size = f"{self.contract.width}x{self.contract.height}"
         return f"Predictor({len(self.classes)} classes, {size} px, {self.runtime.name} on {self.runtime.device})"
 
-    def logits(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
+    def logits(self, images: NDArray[np.uint8], sizes: NDArray[np.int64] | None = None) -> NDArray[np.float32]:
         """Logits (B, K) for images that went through the contract.
 
         Args:
             images: (B, C, H, W) uint8, of the contract's size.
+            sizes: (B, 2) height and width of each, where the contract keeps the images' own; padded to the right and
+                below, as by `kiln.pixels.stack_padded`.
 
         Raises: UsageError (E107): another shape or type.
         """
+        if (self.contract.resize == "keep") != (sizes is not None):
+            what = f"sizes = {sizes}, and the model's contract has resize = {self.contract.resize!r}"
+            raise UsageError("E107", what, expected="sizes with keep, and only then")
+        if sizes is not None:
+            return self.runtime.logits(np.ascontiguousarray(images), sizes)
         expected = (self.contract.channels, self.contract.height, self.contract.width)
         if images.dtype != np.uint8 or images.shape[1:] != expected or images.ndim != 4:
             what = f"images are {images.dtype} of shape {images.shape}"
@@ -128,7 +135,9 @@ class Predictor:
         good = [pixels for pixels in read if not isinstance(pixels, str)]
         rows: Iterator[NDArray[np.float64]] = iter(())
         if good:
-            rows = iter(self.task.probabilities(self.logits(np.stack(good).transpose(0, 3, 1, 2))))
+            keeps = self.contract.resize == "keep"
+            stacked, sizes = stack_padded(good) if keeps else (np.stack(good), None)
+            rows = iter(self.task.probabilities(self.logits(stacked.transpose(0, 3, 1, 2), sizes)))
         for pixels in read:
             if isinstance(pixels, str):
                 yield Prediction(label="", labels=(), probability=0.0, top=(), error=pixels)

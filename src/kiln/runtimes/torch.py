@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from kiln.batch import mask_of
 from kiln.models.device import resolve_device
 from kiln.models.modelfile import ModelFile, read_model
 from kiln.models.normalize import Normalized
@@ -32,7 +33,11 @@ class TorchRuntime:
         self.model = file.model
         self._network = Normalized(file.model, file.spec.mean, file.spec.std).to(target).eval()
 
-    def logits(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """Logits (B, K) for images (B, C, H, W). Waits for the device."""
+    def logits(self, images: NDArray[np.uint8], sizes: NDArray[np.int64] | None = None) -> NDArray[np.float32]:
+        """Logits (B, K) for images (B, C, H, W), padded ones with their `sizes` (B, 2). Waits for the device."""
         with torch.inference_mode():
-            return self._network(torch.from_numpy(images).to(self.device)).float().cpu().numpy()
+            there = torch.from_numpy(images).to(self.device)
+            if sizes is None:
+                return self._network(there).float().cpu().numpy()
+            mask = mask_of(torch.from_numpy(sizes).to(self.device), *there.shape[-2:])
+            return self._network(there, mask=mask).float().cpu().numpy()
