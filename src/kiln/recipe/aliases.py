@@ -115,7 +115,7 @@ MAPPED: dict[str, Alias] = {
     "lrf": Alias("schedule.min_lr_fraction"),
     "batch": Alias("training.batch_size", _BATCHES),
     "amp": Alias("training.precision", _switch("bf16", "fp32"), bare="true"),
-    "amp-dtype": Alias("training.precision", _one_of({"bfloat16": "bf16"})),
+    "amp-dtype": Alias("training.precision", _one_of({"bfloat16": "bf16", "float16": "fp16"})),
     "model-ema": Alias("training.ema_decay", _switch("0.9998", "0"), bare="true"),
     "eval-metric": Alias("training.monitor", _MONITORS),
     "checkpoint-hist": Alias("checkpoint.keep"),
