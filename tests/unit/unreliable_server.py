@@ -18,7 +18,8 @@ class Site:
         files: path -> content.
         behave: path -> what to do with the n-th request of that path (from 0); None serves the file well.
         requests: method, path and Range header of each request, in order.
-        headers: of each request.
+        headers: of each request, names in lower case.
+        store: where it keeps its large files, if that is another site.
     """
 
     address: str = ""
@@ -26,6 +27,7 @@ class Site:
     behave: dict[str, Callable[[Handler, int], None]] = field(default_factory=dict)
     requests: list[tuple[str, str, str]] = field(default_factory=list)
     headers: list[dict[str, str]] = field(default_factory=list)
+    store: Site | None = None
 
     def gets(self, path: str) -> list[str]:
         """The Range headers of the GET requests of a path."""
@@ -47,7 +49,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
     def answer(self):
         number = sum(asked == self.path and method == self.command for method, asked, _ in self.site.requests)
         self.site.requests.append((self.command, self.path, self.headers.get("Range", "")))
-        self.site.headers.append(dict(self.headers))
+        self.site.headers.append({name.lower(): value for name, value in self.headers.items()})
         self.site.behave.get(self.path, lambda handler, _: handler.serve())(self, number)
 
     def serve(self, *, ranges=True, cut=None, stated=None, etag=None, extra=None, drip=None):

@@ -6,7 +6,7 @@ import os
 import shlex
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, closing, nullcontext
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -304,6 +304,14 @@ class _Session:
             skip_bad=settings.values["data.bad_files"] == "skip",
         )
 
+    def _weights(self, training: Training) -> dict[str, Any]:
+        """Where the first weights came from: loaded just now, or, in a resumed run, as it was written down then."""
+        report = training.created.report
+        if report is not None and report.origin is not None:
+            return {"weights": asdict(report.origin)}
+        written = Run(self.folder).resolved["facts"] if (self.folder / RESOLVED).is_file() else {}
+        return {"weights": written["weights"]} if "weights" in written else {}
+
     def _write_down(self, training: Training, data_record: dict[str, Any]) -> None:
         """Everything that was decided, before the first step."""
         facts = {
@@ -314,6 +322,7 @@ class _Session:
             "total_steps": training.total_steps,
             "data": data_record,
         }
+        facts |= self._weights(training)
         content = {
             "values": self.settings.plain(),
             "reasons": self.settings.reasons,

@@ -22,13 +22,16 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit, urlunsplit
 
 from kiln.errors import ArtifactError, ResourceError, SecurityError
 from kiln.models.convert import cache_folder
 from kiln.models.integrity import Promise
 from kiln.models.partial import Part
+
+if TYPE_CHECKING:
+    from filelock import FileLock
 
 CHUNK_BYTES = 1 << 20
 PROGRESS_BYTES = 1 << 20  # a try that brought this much was not in vain
@@ -312,13 +315,33 @@ class _Redirections(urllib.request.HTTPRedirectHandler):
         return super().redirect_request(req, fp, code, msg, headers, newurl)
 
 
-@contextmanager
-def _alone_with(target: Path) -> Iterator[None]:
-    """No other process fetches this file meanwhile; the lock of a killed process is free."""
-    from filelock import FileLock, Timeout
+def drop_unfinished(target: Path) -> bool:
+    """Remove what has arrived of a file, unless a process is fetching it. Returns: whether it was removed."""
+    from filelock import Timeout
+
+    lock = _lock_of(target)
+    try:
+        with lock.acquire(blocking=False):
+            Part(target, name=target.name, hash_known=False).discard()
+    except Timeout:
+        return False
+    return True
+
+
+def _lock_of(target: Path) -> FileLock:
+    """Held by the process that fetches a file; that of a killed process is free."""
+    from filelock import FileLock
 
     name = hashlib.sha256(str(target.absolute()).encode()).hexdigest()[:32]
-    lock = FileLock(cache_folder("locks") / f"{name}.lock")
+    return FileLock(cache_folder("locks") / f"{name}.lock")
+
+
+@contextmanager
+def _alone_with(target: Path) -> Iterator[None]:
+    """No other process fetches this file meanwhile."""
+    from filelock import Timeout
+
+    lock = _lock_of(target)
     try:
         lock.acquire(blocking=False)
     except Timeout:

@@ -112,6 +112,17 @@ def hub_address(repo: str, name: str, endpoint: str = "") -> str:
     return f"{endpoint or hub_endpoint()}/{repo_id}/resolve/{revision or 'main'}/{name}"
 
 
+def asked_promise(repo: str, name: str) -> Promise:
+    """What the hub promises about a file now; nothing where it cannot be asked, or does not say."""
+    if download.offline_reason():
+        return Promise()
+    try:
+        about = _ask(hub_address(repo, name))
+    except (_Absent, _Failed):
+        return Promise()
+    return Promise(about.etag, about.size) if about.etag and _SHA256.fullmatch(about.etag) else Promise()
+
+
 def path_by_hand(repo: str, name: str) -> Path:
     """Where to put a file of a hub repository that was fetched by hand."""
     return _repo_folder(repo) / "snapshots" / (repo.partition("@")[2] or "by-hand") / name

@@ -8,6 +8,7 @@ its hash must be known, or the name must be the long one of `Published.beside`.
 from __future__ import annotations
 
 import hashlib
+import json
 import re
 import sys
 from collections.abc import Sequence
@@ -25,6 +26,7 @@ from kiln.models.family import HUB, unknown_model
 from kiln.models.hub import HUB_FILES, WAYS, cached_hub_file, cached_promise, hub_address, hub_file, path_by_hand
 from kiln.models.integrity import Promise, hash_in_name, sha256_of
 from kiln.models.load import Origin
+from kiln.models.seal import write_atomically
 
 ENUM = re.compile(r"[A-Za-z0-9_]+_Weights\.[A-Za-z0-9_]+")
 
@@ -63,9 +65,10 @@ class Published:
 
     @property
     def beside(self) -> str:
-        """The name under which it is found beside the script."""
-        long_name = f"{self.repo.replace('/', '--').replace('@', '--')}--{self.file}"
-        return long_name if self.repo else self.file
+        """The name under which it is found beside the script; empty where only the name could tell what it is."""
+        if self.repo:
+            return f"{self.repo.replace('/', '--').replace('@', '--')}--{self.file}"
+        return self.file if self.sha256 else ""
 
     def find(self) -> Path | None:
         """The file where it is here already; not verified yet."""
@@ -73,13 +76,15 @@ class Published:
             if self.repo and (cached := cached_hub_file(self.repo, name)) is not None:
                 return cached
         by_name = [_torch_cache() / self.file] if self.sha256 and not self.repo else []
-        if self.repo or self.sha256:
+        if self.beside:
             by_name += [folder / self.beside for folder in script_folders()]
         return next((path for path in (self.target, *by_name) if path.is_file()), None)
 
     def promise_for(self, path: Path) -> Promise:
         """What a file that was found has to be."""
-        return Promise(self.sha256) if self.sha256 else cached_promise(path)
+        if self.sha256:
+            return Promise(self.sha256)
+        return cached_promise(path) if self.repo else recorded_promise(path)
 
     def obtain(self) -> Path:
         """The file, verified, from where it is here or from its publisher.
@@ -98,12 +103,32 @@ class Published:
         if self.repo:
             return hub_file(self.repo, self.choices or (self.file,))
         addresses = download.with_mirrors(self.address)
-        download.download(addresses, self.target, promise=Promise(self.sha256), ways=WAYS)
-        return self.target
+        target = self.target
+        download.download(addresses, target, promise=Promise(self.sha256), ways=WAYS)
+        if target.is_relative_to(cache_folder("downloads")):
+            _record(target, download.public_address(self.address))
+        return target
 
     def origin(self, path: Path) -> Origin:
         """What a run records of it."""
         return Origin(download.public_address(self.address), str(path), sha256_of(path))
+
+
+def recorded_promise(path: Path) -> Promise:
+    """The hash that a file of an address without one had when it was fetched; damage since then shows."""
+    try:
+        return Promise(str(json.loads(_record_of(path).read_text())["sha256"]))
+    except (OSError, ValueError, KeyError, TypeError):
+        return Promise()
+
+
+def _record(path: Path, address: str) -> None:
+    record = {"kind": "kiln-download", "version": 1, "url": address, "sha256": sha256_of(path)}
+    write_atomically(_record_of(path), json.dumps(record).encode())
+
+
+def _record_of(path: Path) -> Path:
+    return path.with_name(f"{path.name}.json")
 
 
 def script_folders() -> tuple[Path, ...]:
