@@ -6,6 +6,7 @@ Freezing from below, training the last n blocks, and rates that shrink with dept
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -36,10 +37,10 @@ class Block:
 def ordered_blocks(model: nn.Module, *, head: str | None = None) -> tuple[Block, ...]:
     """Cut a model into blocks, in the order in which its modules were registered; the head is the last.
 
-    Plain containers are opened, and so is a module with more than half of all weights. What was not opened is a block;
-    norms, activations, pooling and dropout join what comes before them.
-    Parameters of an opened module itself (position embeddings, class tokens) belong to the first block inside it. The
-    head is every block that holds a classifier, auxiliary ones too, and the dropout before it.
+    Plain containers are opened, and so is a module with more than half of all weights that is the only one of its kind
+    (a backbone, an encoder). What was not opened is a block; norms, activations, pooling and dropout join what comes
+    before them. Parameters of an opened module itself (position embeddings, class tokens) belong to the first block
+    inside it. The head is every block that holds a classifier, auxiliary ones too, and the dropout before it.
 
     Args:
         model: any module. Every parameter, buffer and childless module is in exactly one block.
@@ -73,6 +74,7 @@ def ordered_blocks(model: nn.Module, *, head: str | None = None) -> tuple[Block,
 def _pieces(model: nn.Module) -> list[tuple[str, list[str]]]:
     """Modules that are not opened, with all their atoms, in order of registration."""
     half = sum(parameter.numel() for parameter in model.parameters()) / 2
+    kinds = Counter(type(module) for module in model.modules())
     pieces: list[tuple[str, list[str]]] = []
 
     def walk(prefix: str, module: nn.Module) -> None:
@@ -81,7 +83,8 @@ def _pieces(model: nn.Module) -> list[tuple[str, list[str]]]:
         for name, child in module.named_children():
             place = _join(prefix, name)
             weights = sum(parameter.numel() for parameter in child.parameters())
-            if any(True for _ in child.children()) and (type(child) in CONTAINERS or weights > half):
+            wraps = weights > half and kinds[type(child)] == 1
+            if any(True for _ in child.children()) and (type(child) in CONTAINERS or wraps):
                 walk(place, child)
             else:
                 pieces.append((place, atoms_of(child, place)))

@@ -71,12 +71,11 @@ def replace_stem_(model: nn.Module, channels: int) -> str | None:
 
 def last_layer(model: nn.Module, run: Callable[[], Any]) -> str | None:
     """The name of the linear layer or 1x1 convolution that makes the output: the last one that `run` executes."""
-    names: dict[nn.Module, str] = {
-        module: name for name, module in model.named_modules() if isinstance(module, (nn.Linear, nn.Conv2d))
-    }
     executed: list[str] = []
-    handles = [
-        module.register_forward_hook(lambda module, _args, _output: executed.append(names[module])) for module in names
+    handles = [  # a hook knows its layer by name, because `run` may run a copy
+        module.register_forward_hook(lambda _module, _args, _output, name=name: executed.append(name))
+        for name, module in model.named_modules()
+        if isinstance(module, (nn.Linear, nn.Conv2d))
     ]
     try:
         run()
