@@ -27,6 +27,7 @@ VERBS = {
     "verify": "train the first steps twice, and name the first operation that differs",
     "weights": "fetch, verify, place or remove pretrained weights",
     "show": "write a picture of what training sees, before and after augmentation",
+    "schedule": "draw how schedules move the learning rate",
     "bench": "measure the data path on this machine, and tell where the wall is",
     "cache": "list or remove what is kept of decoded images",
     "recipe": "show the settings: a preset, a field, the JSON schema",

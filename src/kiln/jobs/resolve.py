@@ -234,14 +234,20 @@ def _resolve_finetune(settings: Settings, world_size: int) -> None:
 
 def _resolve_rates(settings: Settings) -> None:
     _resolve_optimizer(settings)
-    if settings.asks("schedule.warmup"):
-        schedule = parse_schedule(settings.values["schedule.name"])[0]
-        own = ":" in schedule or schedule in ("lambda", "multiplicative")
-        if own or schedule in RISES_BY_ITSELF:
-            why = "is your own, and the whole of it" if own else "begins low by itself"
-            settings.decide("schedule.warmup", Duration(0, "%"), f"{schedule} {why}")
-        else:
-            settings.decide("schedule.warmup", Duration(10, "%"), "usual; the first steps are the wildest")
+    decide_warmup(settings)
+
+
+def decide_warmup(settings: Settings) -> None:
+    """How long the way up to the peak rate is, where that is left to us."""
+    if not settings.asks("schedule.warmup"):
+        return
+    schedule = parse_schedule(settings.values["schedule.name"])[0]
+    own = ":" in schedule or schedule in ("lambda", "multiplicative")
+    if own or schedule in RISES_BY_ITSELF:
+        why = "is your own, and the whole of it" if own else "begins low by itself"
+        settings.decide("schedule.warmup", Duration(0, "%"), f"{schedule} {why}")
+    else:
+        settings.decide("schedule.warmup", Duration(10, "%"), "usual; the first steps are the wildest")
 
 
 OWN_SETTINGS = ("momentum", "betas", "eps")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 import types
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -32,8 +33,13 @@ class Clock:
     eval_every_steps: int
 
     def steps(self, duration: Any) -> int:
-        """A duration, as a recipe writes it, in optimizer steps."""
+        """A duration, as a recipe writes it, in optimizer steps.
+
+        Percents are rounded up: five periods of 20% are then never less than all, and no sixth begins at the last step.
+        """
         length = Duration.parse(duration)
+        if length.unit == "%":
+            return math.ceil(round(length.value * self.total_steps / 100, 9))
         return length.to_steps(steps_per_epoch=self.steps_per_epoch, total_steps=self.total_steps)
 
     def evaluations(self, duration: Any) -> int:
@@ -65,7 +71,8 @@ def make_schedule(settings: Settings, clock: Clock, *, validates: bool) -> tuple
         plateau = found(**bound(found, name, given, clock))
     else:
         make = maker(name, given, clock)
-    schedule = with_warmup(make, clock.total_steps, warmup_steps=clock.steps(warmup), shape=shape)
+    warmup_steps = warmup.to_steps(steps_per_epoch=clock.steps_per_epoch, total_steps=clock.total_steps)
+    schedule = with_warmup(make, clock.total_steps, warmup_steps=warmup_steps, shape=shape)
     first = as_rates(schedule(0)).lr
     if not (any(first) if isinstance(first, tuple) else first):
         raise UsageError("E103", f"schedule.name = {name!r}: the first step has rate 0", expected="a rate above 0")
