@@ -44,7 +44,7 @@ def test_the_undisturbed_run_is_worth_comparing_with(undisturbed):
     assert "tensor ema/model/body.1.running_var" in found
     assert found["status"] == ("done", 21, "done")
     step, tree = found["checkpoint"]
-    assert (step, tree["ema"]["updates"], tree["progress"]["epoch"]) == (21, 21, 3)
+    assert (step, tree["average"]["updates"], tree["progress"]["epoch"]) == (21, 21, 3)
     assert tree["tracker"]["best"] == run.result["metrics"]["val"]["accuracy"]["value"]
     assert tree["tracker"]["best_step"] in (7, 14, 21)
     assert run.result["metrics"]["val"]["accuracy"]["value"] > 0.3
@@ -89,7 +89,7 @@ DAMAGES = {
     "a flipped bit in the manifest": lambda path: flip_a_bit(path / "manifest.json"),
     "cut short": lambda path: os.truncate(path / "optimizer.safetensors", 100),
     "emptied": lambda path: os.truncate(path / "state.json", 0),
-    "deleted": lambda path: (path / "ema.safetensors").unlink(),
+    "deleted": lambda path: (path / "average.safetensors").unlink(),
 }
 
 

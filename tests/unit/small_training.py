@@ -72,7 +72,7 @@ def make_state(
     groups = parameter_groups(model, lr=lr, weight_decay=0.01)
     make = {"adamw": adamw, "sgd": sgd}[opt]
     average = Ema(model, decay=ema) if ema else None
-    return State(model, make(groups, lr=lr, **options), ema=average, tracker=Tracker("accuracy", patience=patience))
+    return State(model, make(groups, lr=lr, **options), average=average, tracker=Tracker("accuracy", patience=patience))
 
 
 def make_step(**settings: Any) -> Step:

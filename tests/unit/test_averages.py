@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from kiln.optim.averages import Ema
+from kiln.errors import UsageError
+from kiln.optim.averages import Ema, Swa
 
 
 def moving(seed=0):
@@ -114,3 +115,71 @@ def test_an_update_that_the_device_decides_is_the_same_one_or_none(decay):
     assert decided.state()["updates"] == plain.state()["updates"] == 4
     for mine, theirs in zip(decided.module.state_dict().values(), plain.module.state_dict().values(), strict=True):
         assert torch.allclose(mine, theirs, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize(("start", "every"), [(1, 1), (3, 4), (7, 2)])
+def test_swa_is_the_plain_mean_of_the_weights_it_visits(start, every):
+    model = moving()
+    swa = Swa(model, start=start, every=every)
+    visited = []
+    for step in range(1, 16):
+        walk(model, step)
+        swa.update()
+        if step >= start and (step - start) % every == 0:
+            visited.append({name: tensor.double().clone() for name, tensor in model.state_dict().items()})
+        assert swa.model is (swa.module if visited else model)
+        if visited:
+            for name, tensor in swa.module.named_parameters():
+                mean = torch.stack([values[name] for values in visited]).mean(0)
+                assert torch.allclose(tensor.double(), mean, rtol=0, atol=1e-6)
+    assert swa.updates == len(visited)
+
+
+def test_swa_agrees_with_torch():
+    model = moving()
+    swa, reference = Swa(model, start=1, every=1), torch.optim.swa_utils.AveragedModel(model)
+    for step in range(8):
+        walk(model, step)
+        swa.update()
+        reference.update_parameters(model)
+    for own, theirs in zip(swa.module.parameters(), reference.module.parameters(), strict=True):
+        assert torch.allclose(own, theirs, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("bad_steps", [set(), {2}, {2, 3}])
+def test_swa_leaves_out_steps_that_were_refused_without_reading_the_flag(bad_steps):
+    model = moving()
+    swa, seen = Swa(model, start=2, every=1), []
+    for step in range(1, 6):
+        walk(model, step)
+        swa.update(unless=torch.tensor(float(step in bad_steps)))
+        if step >= 2 and step not in bad_steps:
+            seen.append(model[0].weight.double().clone())
+    assert int(swa.updates) == len(seen)
+    assert torch.allclose(swa.module[0].weight.double(), torch.stack(seen).mean(0), rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("cut", [1, 4, 5, 9])
+def test_swa_goes_on_from_its_state(cut):
+    whole_model, model = moving(), moving()
+    whole, swa = (Swa(m, start=4, every=3) for m in (whole_model, model))
+    for step in range(1, 13):
+        walk(whole_model, step)
+        whole.update()
+        walk(model, step)
+        swa.update()
+        if step == cut:
+            state = {"average": swa.state(), "model": model.state_dict()}
+            resumed = Swa(model, start=4, every=3)
+            resumed.load_state(state["average"])
+            began = cut >= 4
+            assert (swa.tensors_of(state) is state["average"]["model"]) == began
+            swa = resumed
+    assert swa.state()["updates"] == whole.state()["updates"] == 3
+    for a, b in zip(swa.module.state_dict().values(), whole.module.state_dict().values(), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_swa_that_never_begins_is_refused():
+    with pytest.raises(UsageError, match="every = 0"):
+        Swa(moving(), start=1, every=0)

@@ -24,7 +24,7 @@ from kiln.engine.checkpoint import (
 )
 from kiln.errors import ArtifactError, ResourceError
 
-FILES = ("model.safetensors", "optimizer.safetensors", "ema.safetensors", "state.json", "manifest.json")
+FILES = ("model.safetensors", "optimizer.safetensors", "average.safetensors", "state.json", "manifest.json")
 
 
 def tree_of(step):
@@ -36,7 +36,7 @@ def tree_of(step):
             "state": {name: {"exp_avg": tensor * 0.1} for name, tensor in weights.items()},
             "rates": {"a": 0.1},
         },
-        "ema": {"updates": step, "model": {name: tensor + 1 for name, tensor in weights.items()}},
+        "average": {"updates": step, "model": {name: tensor + 1 for name, tensor in weights.items()}},
         "progress": {"step": step, "loss_sum": float("nan"), "log": [{"what": "x"}]},
     }
 

@@ -96,7 +96,7 @@ def test_a_run_whose_patience_lasts_keeps_count(tiny_model):
     for step, value in enumerate([0.5, 0.4], start=1):
         state.tracker.update(Metric(value, None, None, 9), step)
     extension(state, Duration.parse("5ep"), 100, EPOCH)
-    assert state.tracker.evaluations_since_best == 1
+    assert state.tracker.evaluations_since_improvement == 1
 
 
 def test_time_on_the_clock_extends_nothing(tiny_model):

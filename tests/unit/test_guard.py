@@ -29,7 +29,7 @@ def poisoned(where=7, value=float("nan"), num=20, size=5):
 
 def tensors_and_counters(state):
     tree = state.state()
-    return frozen(state), {name: tree[name] for name in ("tracker",)}, getattr(state.ema, "updates", None)
+    return frozen(state), {name: tree[name] for name in ("tracker",)}, getattr(state.average, "updates", None)
 
 
 def train_to(state, step, batches, total_steps):

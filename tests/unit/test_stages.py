@@ -30,7 +30,7 @@ def staged(tiny_model, *, stages=HEAD_THEN_ALL, opt="adamw", ema=0.0, **options)
         return made
 
     plan = Stages(model, stages, make_optimizer, **options)
-    state = State(model, plan.make_optimizer(), ema=Ema(model, decay=ema) if ema else None)
+    state = State(model, plan.make_optimizer(), average=Ema(model, decay=ema) if ema else None)
     state.stages = plan
     return state
 
@@ -80,8 +80,8 @@ def test_the_first_stage_moves_the_head_alone_and_proves_it(tiny_model):
     state = staged(tiny_model, ema=0.9)
     before = picture_of(state)
     run(state, 4)
-    moved = {name for name in differing(before, picture_of(state)) if name.startswith(("model/", "ema/model"))}
-    assert moved == {f"{place}/6.{part}" for place in ("model", "ema/model") for part in ("weight", "bias")}
+    moved = {name for name in differing(before, picture_of(state)) if name.startswith(("model/", "average/model"))}
+    assert moved == {f"{place}/6.{part}" for place in ("model", "average/model") for part in ("weight", "bias")}
     assert [entry["what"] for entry in state.log] == ["frozen_unchanged"]
     assert state.log[0]["tensors"] == 6
     assert len(state.log[0]["sha256"]) == 64

@@ -62,10 +62,10 @@ def test_everything_comes_back(tiny_model, opt):
     assert other.parts["counter"].value == 41
     assert (other.step, other.epoch, other.skipped, other.skipped_in_a_row) == (5, 1, 2, 1)
     assert other.log == [{"step": 5, "what": "out_of_memory", "micro_batch_size": 4}]
-    assert other.ema.updates == state.ema.updates == 5
+    assert other.average.updates == state.average.updates == 5
     assert other.state()["progress"]["loss_sum"] > 0
     assert vars(other.tracker) == vars(state.tracker)
-    assert (other.tracker.best, other.tracker.best_step, other.tracker.evaluations_since_best) == (0.7, 3, 1)
+    assert (other.tracker.best, other.tracker.best_step, other.tracker.evaluations_since_improvement) == (0.7, 3, 1)
 
 
 @pytest.mark.parametrize("opt", ["adamw", "sgd"])
@@ -115,7 +115,7 @@ def test_weights_that_do_not_fit_leave_the_state_untouched(tiny_model):
 @pytest.mark.parametrize(
     ("change", "named"),
     [
-        (lambda tree: tree.pop("ema"), "ema"),
+        (lambda tree: tree.pop("average"), "average"),
         (lambda tree: tree["parts"].pop("counter"), "counter"),
         (lambda tree: tree["parts"].update(sorter={}), "sorter"),
         (lambda tree: tree.update(scaler={}), "scaler"),
@@ -171,7 +171,7 @@ def test_a_reason_to_stop_is_not_kept_in_a_checkpoint(tiny_model):
 def test_the_average_is_what_is_evaluated_and_ships(tiny_model):
     assert make_state(model := tiny_model()).evaluated_model() is model
     state = make_state(tiny_model(), ema=0.9)
-    assert state.evaluated_model() is state.ema.module
+    assert state.evaluated_model() is state.average.module
 
 
 def test_every_decision_is_stamped_with_its_step(tiny_model):
@@ -191,17 +191,20 @@ def test_every_decision_is_stamped_with_its_step(tiny_model):
 )
 def test_the_tracker_follows_its_definition_and_survives_a_cut(values, higher, min_delta, patience, cut):
     tracker = Tracker("x", patience=patience, min_delta=min_delta)
-    best, best_step, since = None, 0, 0
+    best, best_step, reference, since = None, 0, None, 0
     for step, value in enumerate(values, start=1):
         if step == cut:
             resumed = Tracker("x", patience=patience, min_delta=min_delta)
             resumed.load_state(through_a_file(tracker.state()))
             tracker = resumed
-        gain = math.inf if best is None else (value - best if higher else best - value)
-        is_best = not math.isnan(value) and gain > min_delta
-        best, best_step, since = (value, step, 0) if is_best else (best, best_step, since + 1)
+        sign, good = 1 if higher else -1, not math.isnan(value)
+        is_best = good and (best is None or sign * (value - best) > 0)
+        improves = good and (reference is None or sign * (value - reference) > min_delta)
+        best, best_step = (value, step) if is_best else (best, best_step)
+        reference, since = (value, 0) if improves else (reference, since + 1)
         assert tracker.update(metric(value, higher_is_better=higher), step) == is_best
-        assert (tracker.best, tracker.best_step, tracker.evaluations_since_best) == (best, best_step, since)
+        assert (tracker.best, tracker.best_step) == (best, best_step)
+        assert tracker.evaluations_since_improvement == since
         assert tracker.exhausted == (patience is not None and since >= patience)
 
 

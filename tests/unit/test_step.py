@@ -268,7 +268,7 @@ def test_out_of_memory_halves_the_micro_batch_and_changes_nothing_else(tiny_mode
     assert [float(e.loss) for e in events] == pytest.approx(told, abs=1e-6)
     assert [e.num_samples for e in events] == [16, 8, 16, 8]
     assert largest_gap(state.model, whole.model) < 1e-6
-    assert largest_gap(state.ema.module, whole.ema.module) < 1e-6
+    assert largest_gap(state.average.module, whole.average.module) < 1e-6
     halved = [{"step": 0, "what": "out_of_memory", "micro_batch_size": size // 2, "asked": None} for size in retries]
     assert state.log == halved
     assert state.state()["progress"]["log"] == state.log

@@ -68,7 +68,7 @@ def train(tiny_model, strategy, *, dtype=torch.float32, poison=None, num=13, siz
         "skipped": [[e.step, *e.indices] for e in events if isinstance(e, Skipped)],
         "stopped": [[e.step, e.reason] for e in events if isinstance(e, Stopped)],
         "weights": torch.cat([p.detach().double().reshape(-1) for p in state.model.parameters()]).tolist(),
-        "ema": torch.cat([p.detach().double().reshape(-1) for p in state.ema.module.parameters()]).tolist(),
+        "ema": torch.cat([p.detach().double().reshape(-1) for p in state.average.module.parameters()]).tolist(),
     }
 
 

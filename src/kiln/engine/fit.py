@@ -13,7 +13,9 @@ import torch
 from kiln.batch import Batch, as_batch
 from kiln.engine.codec import require_encodable
 from kiln.engine.guard import LateReader, Reading
+from kiln.engine.precision import autocast
 from kiln.engine.state import State
+from kiln.engine.statistics import BATCHES, renew_statistics
 from kiln.engine.step import Step
 from kiln.errors import NumericError, UsageError
 from kiln.events import EpochDone, Evaluated, Event, Saved, Skipped, StepDone, Stopped
@@ -127,7 +129,7 @@ def fit(
             state.epoch += 1
             yield EpochDone(state.epoch, state.step, state.take_mean_loss())
         if evaluate is not None and evaluates:
-            event = _evaluate(state, step, evaluate)
+            event = _evaluate(state, step, batches, evaluate)
             stops = stops or (state.tracker is not None and state.tracker.exhausted)
             saves = saves or event.is_best
             yield event
@@ -170,7 +172,11 @@ def _length(batches: Iterable[Any]) -> int:
     return length
 
 
-def _evaluate(state: State, step: Step, evaluate: Callable[[State], Mapping[str, Any]]) -> Evaluated:
+def _evaluate(
+    state: State, step: Step, batches: Iterable[Any], evaluate: Callable[[State], Mapping[str, Any]]
+) -> Evaluated:
+    if state.average is not None and state.average.needs_statistics and state.average.model is not state.model:
+        _renew_statistics(state, step, batches)
     step.strategy.broadcast_buffers(state.evaluated_model())  # running statistics differ by process
     state.evaluated_model().eval()
     metrics = evaluate(state)
@@ -183,6 +189,17 @@ def _evaluate(state: State, step: Step, evaluate: Callable[[State], Mapping[str,
         _watch(state, state.plateau, metrics)
     state.model.train()
     return Evaluated(state.step, state.epoch, "val", metrics, is_best)
+
+
+def _renew_statistics(state: State, step: Step, batches: Iterable[Any]) -> None:
+    """Measure the average's running statistics over the first epoch's first batches, the same ones each time."""
+    state.model.train()
+    first = stream(batches, 0)
+    context = autocast(step.precision, state.device)
+    renew_statistics(
+        state.evaluated_model(), first, like=state.model, num_batches=min(BATCHES, _length(batches)), context=context
+    )
+    first.close()  # type: ignore[attr-defined] - a generator, whose threads end with it
 
 
 def _watch(state: State, plateau: Plateau, metrics: Mapping[str, Any]) -> None:

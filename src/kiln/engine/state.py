@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from kiln.engine.guard import BufferGuard
 from kiln.errors import ArtifactError
-from kiln.optim.averages import Ema
+from kiln.optim.averages import Average
 from kiln.optim.groups import GROUP_KEYS
 from kiln.optim.schedules import Plateau
 
@@ -34,7 +34,7 @@ class Tracker:
     Args:
         monitor: name of the metric that decides.
         patience: stop after this many evaluations without an improvement; None never stops.
-        min_delta: an improvement must be larger than this.
+        min_delta: what counts as an improvement for patience must be larger than this; the best is the best regardless.
     """
 
     def __init__(self, monitor: str, *, patience: int | None = None, min_delta: float = 0.0) -> None:
@@ -42,7 +42,8 @@ class Tracker:
         self.patience, self.min_delta = patience, min_delta
         self.best: float | None = None
         self.best_step = 0
-        self.evaluations_since_best = 0
+        self.improved_to: float | None = None
+        self.evaluations_since_improvement = 0
 
     def update(self, metric: Any, step: int) -> bool:
         """Record an evaluation; True when it is the best so far. A NaN never is.
@@ -51,25 +52,33 @@ class Tracker:
         """
         value = float(metric.value)
         sign = 1.0 if getattr(metric, "higher_is_better", True) else -1.0
-        if value == value and (self.best is None or sign * (value - self.best) > self.min_delta):
-            self.best, self.best_step, self.evaluations_since_best = value, step, 0
+        if value == value and (self.improved_to is None or sign * (value - self.improved_to) > self.min_delta):
+            self.improved_to, self.evaluations_since_improvement = value, 0
+        else:
+            self.evaluations_since_improvement += 1
+        if value == value and (self.best is None or sign * (value - self.best) > 0):
+            self.best, self.best_step = value, step
             return True
-        self.evaluations_since_best += 1
         return False
 
     @property
     def exhausted(self) -> bool:
         """Whether patience has run out."""
-        return self.patience is not None and self.evaluations_since_best >= self.patience
+        return self.patience is not None and self.evaluations_since_improvement >= self.patience
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint keeps."""
-        return {"best": self.best, "best_step": self.best_step, "since": self.evaluations_since_best}
+        return {
+            "best": self.best,
+            "best_step": self.best_step,
+            "improved_to": self.improved_to,
+            "since": self.evaluations_since_improvement,
+        }
 
     def load_state(self, state: dict[str, Any]) -> None:
         """Continue from `state()`."""
         self.best, self.best_step = state["best"], state["best_step"]
-        self.evaluations_since_best = state["since"]
+        self.improved_to, self.evaluations_since_improvement = state["improved_to"], state["since"]
 
 
 @dataclass
@@ -80,7 +89,7 @@ class State:
         model: the bare module; its parameter names are the names in every file.
         optimizer: a torch optimizer over the model's parameters.
         forward: what a step calls: the model, or the model inside a strategy's wrapper.
-        ema: the average of the weights, if one is kept.
+        average: of the weights, if one is kept.
         tracker: the best evaluation so far, if there are evaluations.
         plateau: reduces the rates when evaluations stop improving, if that is wanted.
         stages: of fine-tuning, if there are any: what is trained from which step on.
@@ -97,7 +106,7 @@ class State:
     model: nn.Module
     optimizer: torch.optim.Optimizer
     forward: Callable[..., Any] = None  # type: ignore[assignment] - the model, when nothing is given
-    ema: Ema | None = None
+    average: Average | None = None
     tracker: Tracker | None = None
     plateau: Plateau | None = None
     stages: Stages | None = None
@@ -139,7 +148,7 @@ class State:
 
     def evaluated_model(self) -> nn.Module:
         """The weights that are evaluated, compete for best and ship: the average when there is one."""
-        return self.model if self.ema is None else self.ema.module
+        return self.model if self.average is None else self.average.model
 
     def state(self) -> dict[str, Any]:
         """The whole training as a tree, tensors by parameter name (they are references: encode before going on)."""
@@ -157,8 +166,8 @@ class State:
             },
             "parts": {name: part.state() for name, part in self.parts.items()},
         }
-        if self.ema is not None:
-            tree["ema"] = self.ema.state()
+        if self.average is not None:
+            tree["average"] = self.average.state()
         if self.tracker is not None:
             tree["tracker"] = self.tracker.state()
         if self.plateau is not None:
@@ -172,7 +181,7 @@ class State:
 
         Raises: ArtifactError: the tree is of another model, or lacks a part that this training has.
         """
-        optional = {"ema": self.ema, "tracker": self.tracker, "plateau": self.plateau, "stages": self.stages}
+        optional = {"average": self.average, "tracker": self.tracker, "plateau": self.plateau, "stages": self.stages}
         expected = {"model", "optimizer", "progress", "parts", *(k for k, v in optional.items() if v is not None)}
         if set(tree) != expected or set(tree["parts"]) != set(self.parts):
             found = sorted({*tree, *tree.get("parts", ())})
@@ -190,8 +199,8 @@ class State:
         self.log = list(progress["log"])
         for name, part in self.parts.items():
             part.load_state(tree["parts"][name])
-        if self.ema is not None:
-            self.ema.load_state(tree["ema"])
+        if self.average is not None:
+            self.average.load_state(tree["average"])
         if self.tracker is not None:
             self.tracker.load_state(tree["tracker"])
         if self.plateau is not None:

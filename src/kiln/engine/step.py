@@ -232,16 +232,16 @@ class Step:
             optimizer.grad_scale, optimizer.found_inf = None, self._bad
             optimizer.step()
             state.buffers.restore_if(self._bad)
-            if state.ema is not None:
-                state.ema.update(unless=self._bad)
+            if state.average is not None:
+                state.average.update(unless=self._bad)
             return self._bad
         bad = self._bad.item()  # on an accelerator this waits: the optimizer has no fused form that skips by itself
         if bad:
             state.buffers.restore()
         else:
             optimizer.step()
-            if state.ema is not None:
-                state.ema.update()
+            if state.average is not None:
+                state.average.update()
         return bad
 
     def _closure_step(self, state: State, batch: Batch, num_samples: int, count: float, loss: Tensor) -> float:
@@ -275,8 +275,8 @@ class Step:
             optimizer.state.update(kept)
             state.buffers.restore()
             return 1.0
-        if state.ema is not None:
-            state.ema.update()
+        if state.average is not None:
+            state.average.update()
         return 0.0
 
     def _halve(self, state: State, batch: Batch, error: torch.OutOfMemoryError) -> None:

@@ -183,7 +183,8 @@ def uint8_forward(model: nn.Module, created: Created, transformed: bool, device:
     """Images as the contract makes them (or as the source transformed them) -> logits, in evaluation mode."""
     if transformed:
         return lambda images: main_and_auxiliary(model.eval()(images))[0]
-    return Normalized(model, created.spec.mean, created.spec.std).to(device).eval()
+    spec = created.spec
+    return Normalized(model, spec.mean, spec.std, per_image=spec.per_image).to(device).eval()
 
 
 def _memory_format(name: str) -> torch.memory_format:

@@ -17,7 +17,7 @@ def extension(state: State, by: Duration, total_steps: int, steps_per_epoch: int
     more = by.to_steps(steps_per_epoch=steps_per_epoch, total_steps=before)
     state.stop_reason = None
     if state.tracker is not None and state.tracker.exhausted:
-        state.tracker.evaluations_since_best = 0  # patience begins anew
+        state.tracker.evaluations_since_improvement = 0  # patience begins anew
     return {"step": state.step, "what": "extended", "from_steps": before, "to_steps": before + more}
 
 

@@ -8,7 +8,7 @@ from torch import nn
 from kiln.errors import UsageError
 from kiln.jobs.resolve import OWN_SETTINGS, Settings
 from kiln.models.surgery import head_names
-from kiln.optim.averages import Ema
+from kiln.optim.averages import Average, Ema, Swa
 from kiln.optim.clipping import Clip, ClipAdaptive, ClipNorm, ClipValue
 from kiln.optim.groups import check_groups, matches, parameter_groups
 from kiln.optim.layers import undecayed_names
@@ -89,7 +89,20 @@ def make_sam(settings: Settings) -> SharpnessAware | None:
     return SharpnessAware(rho, adaptive=adaptive) if rho else None
 
 
-def make_ema(settings: Settings, model: nn.Module) -> Ema | None:
-    """The average of the weights, if one is kept."""
-    decay = settings["training.ema_decay"]
-    return Ema(model, decay=decay) if decay else None
+def make_average(settings: Settings, model: nn.Module, *, total_steps: int, steps_per_epoch: int) -> Average | None:
+    """The average of the weights, if one is kept.
+
+    Raises: UsageError: it would begin after the end.
+    """
+    decay, start = settings["training.ema_decay"], settings["training.swa_start"]
+    if decay:
+        return Ema(model, decay=decay)
+    if start is None:
+        return None
+    first = max(1, start.to_steps(steps_per_epoch=steps_per_epoch, total_steps=total_steps))
+    if first > total_steps:
+        what = (
+            f"training.swa_start = {start} has no effect: the run ends at step {total_steps:,}, before step {first:,}"
+        )
+        raise UsageError("E103", what, expected="a start within the run, such as 75%")
+    return Swa(model, start=first, every=steps_per_epoch)

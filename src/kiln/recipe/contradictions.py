@@ -16,6 +16,8 @@ EFFECTIVE_ONLY = {
     "augment.crop_padding": ("augment.crop", ("auto", "padded")),
     "augment.crop_scale": ("augment.crop", ("auto", "resized")),
     "augment.crop_ratio": ("augment.crop", ("auto", "resized")),
+    "model.mean": ("model.normalize", ("channels",)),
+    "model.std": ("model.normalize", ("channels",)),
     "data.sample_weights": ("data.sampler", ("weighted",)),
     "training.fp32_modules": ("training.precision", ("auto", "bf16", "fp16")),
 }
@@ -104,7 +106,7 @@ def _sizes_that_differ(values: Mapping[str, Any]) -> Iterator[Problem]:
         return
     allowed = {
         "augment.policy": ("none",), "augment.mixup": (0,), "augment.cutmix": (0,), "augment.transform": (None,),
-        "data.cache": ("auto", "off", "memory", "disk"),
+        "data.cache": ("auto", "off", "memory", "disk"), "model.normalize": ("channels",),
     }  # fmt: skip
     for name, fitting in allowed.items():
         if values[name] not in fitting:

@@ -143,6 +143,9 @@ class Model(Section):
         "none", "Weights to start from: none, pretrained, a file, a URL, hf-hub:NAME, or torchvision's."
     )
     img_size: Auto | PositiveInt = option("auto", "Side of the square image that the model sees, in pixels.")
+    normalize: Literal["channels", "image"] = option(
+        "channels", "By mean and std of each channel, or each image as a whole by its own (image)."
+    )
     mean: Literal["auto", "train"] | tuple[float, ...] = option(
         "auto",
         "Mean of each channel, 0 to 1: the model's (auto), measured on training images (train), or given.",
