@@ -78,8 +78,8 @@ def check(loss: Any, *, targets: str = "auto", shape: tuple[int, ...] | None = N
     with warnings.catch_warnings(), torch.random.fork_rng(devices=[]):
         warnings.simplefilter("ignore")
         example = _example(module, targets, shape, seed)
+        returned = Finding("returns", OK, _returned(module, example))
         findings = tuple(look(module, example))
-    returned = Finding("returns", OK, _returned(module, example))
     return LossReport(_name(loss), example.kind, (returned, *findings))
 
 
@@ -95,7 +95,7 @@ def _example(loss: nn.Module, kind: str, shape: tuple[int, ...] | None, seed: in
     for one in kinds:
         example = make_example(one, shape=shape, seed=seed)
         try:
-            as_terms(loss(example.outputs, example.targets), len(example.outputs))
+            as_terms(loss(example.outputs.clone(), example.targets.clone()), len(example.outputs))
         except Exception as error:  # noqa: BLE001 (whatever a user's loss raises is told)
             problems.append(f"{one}: {type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}")
         else:
@@ -126,7 +126,7 @@ def _learns(loss: nn.Module, example: Example) -> bool:
 
 
 def _returned(loss: nn.Module, example: Example) -> str:
-    result = loss(example.outputs, example.targets)
+    result = loss(example.outputs.clone(), example.targets.clone())
     values = result[0] if isinstance(result, tuple) else result
     what = "a scalar, which counts as the mean over the batch" if values.ndim == 0 else "a value per sample"
     return f"{what}; coupled" if is_coupled(loss) else what

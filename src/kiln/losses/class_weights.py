@@ -31,10 +31,11 @@ def weights_from_counts(counts: Sequence[float], how: str, *, beta: float = 0.99
 
 
 def positive_weights(positives: Sequence[float], total: float) -> tuple[float, ...]:
-    """The weight of the positive side of each label that balances it: negatives / positives; 1 where there are none.
+    """The weight of the positive side of each label that balances it: negatives / positives; 1 where
+    there are none of either.
 
     Args:
         positives: training samples that have each label.
         total: training samples.
     """
-    return tuple((total - count) / count if count > 0 else 1.0 for count in positives)
+    return tuple((total - count) / count if 0 < count < total else 1.0 for count in positives)

@@ -82,8 +82,8 @@ def make_example(kind: str, *, shape: tuple[int, ...] | None = None, num_samples
         return Example(kind, outputs, targets, targets.clone())
     if kind == LABELS:
         targets = (draw(whole) < 0.5).double()
-        targets[:, 0], targets[0] = 1.0, 1.0
-        targets[-1] = 0.0
+        if num_samples > 2:  # one that has all, and one that has none
+            targets[0], targets[-1] = 1.0, 0.0
         return Example(kind, outputs, targets, 2 * targets - 1)
     num_classes = whole[1]
     # every class occurs, and more than once in one half of the batch, so that losses of pairs find some

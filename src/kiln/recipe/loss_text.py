@@ -57,25 +57,25 @@ def parse_loss(text: str) -> tuple[Term, ...]:
         tree = ast.parse(replaced.strip(), mode="eval").body
     except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
         raise UsageError("E102", f"loss {text!r} cannot be read", expected=EXPECTED) from error
-    return tuple(_term(part, text, own) for part in _added(tree))
+    return tuple(_term(part, text, own) for part in _parts(tree, ast.Add))
 
 
-def _added(node: ast.expr) -> list[ast.expr]:
+def _parts(node: ast.expr, operator: type[ast.operator]) -> list[ast.expr]:
+    """What a chain of one operator joins, from left to right."""
     parts = []
-    while isinstance(node, ast.BinOp) and isinstance(node.op, ast.Add):
+    while isinstance(node, ast.BinOp) and isinstance(node.op, operator):
         parts.append(node.right)
         node = node.left
     return [node, *reversed(parts)]
 
 
 def _term(node: ast.expr, text: str, own: list[str]) -> Term:
-    factor = 1.0
-    while isinstance(node, ast.BinOp) and isinstance(node.op, ast.Mult):
-        left = _number(node.left)
-        number, node = (left, node.right) if left is not None else (_number(node.right), node.left)
-        if number is None:
-            raise _unreadable(node, text, own, "a number times a loss")
-        factor *= number
+    product = _parts(node, ast.Mult)
+    numbers = [number for part in product if (number := _number(part)) is not None]
+    if len(product) != len(numbers) + 1:
+        raise _unreadable(node, text, own, "a number times a loss")
+    (node,) = (part for part in product if _number(part) is None)
+    factor = math.prod(numbers, start=1.0)
     if not 0 < factor < math.inf:
         raise UsageError("E102", f"loss {text!r}: the factor {factor:g}", expected="a finite number > 0")
     settings: dict[str, Any] = {}
