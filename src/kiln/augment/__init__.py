@@ -21,7 +21,7 @@ from kiln.augment.filters import adjust_sharpness, gaussian_blur
 from kiln.augment.geometry import affine_matrix, compose, crop, flip, flip_matrix, perspective_matrix, shift, warp
 from kiln.augment.mixing import Mixing, cutmix, mix_targets, mixup, partners
 from kiln.augment.normalized import standardize
-from kiln.augment.on_device import OnDevice
+from kiln.augment.on_device import OnDevice, Standardized
 from kiln.augment.operations import AutoAugment, Rand, Trivial
 from kiln.augment.photographic import Light, WarpColorErase
 from kiln.augment.policies import CHOICES, Policy, policy
@@ -37,6 +37,7 @@ __all__ = [
     "OnDevice",
     "Policy",
     "Rand",
+    "Standardized",
     "Trivial",
     "WarpColorErase",
     "add_noise",

@@ -3,16 +3,47 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from kiln.augment.mixing import Mixing, mix_targets
 from kiln.augment.policies import Nothing, Policy
 from kiln.batch import Batch
+
+
+@dataclass(frozen=True)
+class Standardized:
+    """A policy at whose end each image is standardised by itself.
+
+    Args:
+        policy: what comes before.
+        standardize: normalised images -> images.
+    """
+
+    policy: Policy
+    standardize: Callable[[Tensor], Tensor]
+
+    def draw(self, seed: int, epoch: int, keys: NDArray[np.uint64]) -> NDArray[np.float64]:
+        """What the policy draws."""
+        return self.policy.draw(seed, epoch, keys)
+
+    def __call__(
+        self,
+        images: Tensor,
+        params: NDArray[np.float64],
+        *,
+        mean: Tensor | None = None,
+        std: Tensor | None = None,
+        dtype: torch.dtype = torch.float32,
+    ) -> Tensor:
+        """See `Policy`; uint8 levels, without `mean` and `std`, are left as they are."""
+        made = self.policy(images, params, mean=mean, std=std, dtype=dtype)
+        return made if mean is None else self.standardize(made)
 
 
 class OnDevice:

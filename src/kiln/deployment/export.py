@@ -45,7 +45,8 @@ def export_onnx(file: ModelFile, output: Path, *, opset: int | None = None) -> f
     if file.contract.resize == "keep":
         what = "the model takes images of different sizes with a mask, and an export takes images of one size"
         raise UsageError("E103", what, hint="kiln.load(MODEL) predicts with torch")
-    network = Normalized(file.model, file.spec.mean, file.spec.std).cpu().eval()
+    spec = file.spec
+    network = Normalized(file.model, spec.mean, spec.std, per_image=spec.per_image).cpu().eval()
     proto = _trace(network, file, opset)
     description = {
         "kind": KIND,

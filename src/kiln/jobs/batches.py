@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from kiln.augment import Mixing, OnDevice, Policy, policy
+from kiln.augment import Mixing, OnDevice, Policy, Standardized, policy
 from kiln.data.collate import Collate, pad
 from kiln.data.images import ContractImages, Images
 from kiln.data.loader import Assembler, BadFiles, TrainLoader
@@ -34,6 +34,7 @@ from kiln.jobs.intake import Indices, Intake
 from kiln.jobs.pixel_form import images_of
 from kiln.jobs.resolve import Settings, chosen_samples, strata_of
 from kiln.models.create import Created, create_model
+from kiln.models.normalize import standardize_images
 from kiln.names import COLLATES, SAMPLERS, TRANSFORMS, resolve
 from kiln.pixels import PixelContract
 from kiln.random import keys_of
@@ -81,6 +82,8 @@ def assemble_batches(settings: Settings, intake: Intake, strategy: Strategy, *, 
     )
     soften = None if mixing is None else _softener(intake)
     mean, std = (torch.tensor(values, dtype=torch.float32) for values in (created.spec.mean, created.spec.std))
+    if created.spec.per_image and augment is not None:
+        augment = Standardized(augment, standardize_images)
     gather = images.training.gather if isinstance(images.training, ResidentImages) else None
     batches = OnDevice(loader, augment, device=device, mean=mean, std=std, mixing=mixing, soften=soften, gather=gather)
     return Pipeline(
@@ -127,6 +130,12 @@ def _contract(settings: Settings, created: Created) -> PixelContract:
 
 def _normalized(settings: Settings, intake: Intake, created: Created, contract: PixelContract) -> Created:
     """The model with the mean and standard deviation that it is to be trained, and will be shipped, with."""
+    if settings["model.normalize"] == "image":
+        if intake.source.transformed:
+            raise UsageError("E103", "model.normalize = 'image', but the data come already transformed")
+        for name, value in (("model.mean", 0.0), ("model.std", 1.0)):
+            if settings.asks(name):
+                settings.decide(name, (value,) * contract.channels, "each image is standardised by itself")
     asked = {"mean": settings["model.mean"], "std": settings["model.std"]}
     if "train" in asked.values():
         measured = _measured(intake, contract)
@@ -144,7 +153,8 @@ def _normalized(settings: Settings, intake: Intake, created: Created, contract: 
                 expected=f"{contract.channels} numbers, one for each channel",
             )
     mean, std = (tuple(settings[f"model.{name}"]) for name in asked)
-    return replace(created, spec=replace(created.spec, mean=mean, std=std))
+    per_image = settings["model.normalize"] == "image"
+    return replace(created, spec=replace(created.spec, mean=mean, std=std, per_image=per_image))
 
 
 def _measured(intake: Intake, contract: PixelContract) -> dict[str, Any]:

@@ -209,7 +209,7 @@ class _Seen:
 def _viewable(images: Tensor, pipeline: Pipeline | None) -> NDArray[np.uint8]:
     """(B, H, W, C) uint8 of the model's inputs (B, C, H, W): the normalisation undone, or each stretched to its range."""
     images = images.detach().float()
-    if pipeline is None:
+    if pipeline is None or pipeline.created.spec.per_image:
         low, high = images.amin((1, 2, 3), keepdim=True), images.amax((1, 2, 3), keepdim=True)
         images = (images - low) / (high - low).clamp_min(torch.finfo(images.dtype).tiny)
     else:

@@ -29,6 +29,7 @@ class ModelSpec:
         kwargs: further arguments of the architecture, plain JSON values.
         mean: per channel, in units of [0, 1].
         std: per channel.
+        per_image: each image is standardised by itself, whole, after `mean` and `std` (which are then 0 and 1).
         interpolation: filter of the resize.
         crop_fraction: share of the resized shorter side that the centre crop keeps.
         min_size: the smallest size the architecture states, 1 where it states none (see `sizes.smallest_size`).
@@ -41,6 +42,7 @@ class ModelSpec:
     kwargs: dict[str, Any] = field(default_factory=dict)
     mean: tuple[float, ...] = IMAGENET_MEAN
     std: tuple[float, ...] = IMAGENET_STD
+    per_image: bool = False
     interpolation: str = "bicubic"
     crop_fraction: float = 1.0
     min_size: int = 1
@@ -64,6 +66,8 @@ class ModelSpec:
                     "E303", f"model.{name} = {values[name]!r}", expected=f"a whole number, 1 to {limit}"
                 )
         mean, std = (_numbers(values[name], values["channels"], name) for name in ("mean", "std"))
+        if not isinstance(values["per_image"], bool):
+            raise ArtifactError("E303", f"model.per_image = {values['per_image']!r}", expected="true or false")
         if not isinstance(values["name"], str) or not isinstance(values["kwargs"], dict):
             raise ArtifactError("E303", "the model description names no architecture")
         return cls(**{**values, "mean": mean, "std": std})

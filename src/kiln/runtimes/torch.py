@@ -31,7 +31,8 @@ class TorchRuntime:
         self.device = str(target)
         self.classes, self.contract, self.task = file.classes, file.contract, file.task
         self.model = file.model
-        self._network = Normalized(file.model, file.spec.mean, file.spec.std).to(target).eval()
+        spec = file.spec
+        self._network = Normalized(file.model, spec.mean, spec.std, per_image=spec.per_image).to(target).eval()
 
     def logits(self, images: NDArray[np.uint8], sizes: NDArray[np.int64] | None = None) -> NDArray[np.float32]:
         """Logits (B, K) for images (B, C, H, W), padded ones with their `sizes` (B, 2). Waits for the device."""
