@@ -15,7 +15,7 @@ AGREED = """
 --sampler --aug --mixup --cutmix --loss --smoothing --opt --lr --weight-decay --wd --momentum --clip-grad --sched --warmup
 --epochs -b --batch-size --micro-batch-size --precision --model-ema-decay --monitor --patience --seed
 --checkpoint-every --output --name --device --strategy --processes
---preset --recipe --set --resume --extend -q --quiet --json -h --help
+--preset --recipe --set --resume --extend --dry-run -q --quiet --json -h --help
 """
 
 # What users of timm, torchvision and Ultralytics type: it is mapped, or refused by name, never passed over
@@ -40,7 +40,7 @@ def names():
 
 def test_the_flags_are_those_agreed():
     assert names() == AGREED.split()
-    assert len(set(names())) == len(names()) == 57
+    assert len(set(names())) == len(names()) == 58
 
 
 def test_every_flag_names_a_field_and_speaks_its_help():

@@ -89,7 +89,7 @@ FLAGS = (
 )
 # flags of the command itself: name -> whether a value follows
 OWN = {
-    "--preset": True, "--recipe": True, "--set": True, "--resume": True, "--extend": True,
+    "--preset": True, "--recipe": True, "--set": True, "--resume": True, "--extend": True, "--dry-run": False,
     "-q": False, "--quiet": False, "--json": False, "-h": False, "--help": False,
 }  # fmt: skip
 

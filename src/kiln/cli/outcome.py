@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from kiln.cli.terminal import say, say_json
+from kiln.cli.terminal import say, say_json, table
 from kiln.errors import Preempted
 from kiln.names import VERBS, load_object
 from kiln.observe.wording import describe_metrics
@@ -28,6 +28,23 @@ def train_and_tell(data: str | None, *, quiet: bool, json: bool, **settings: Any
         raise
     if not _is_launched() and load_object("kiln.jobs.launch:rank")() == 0:
         tell_outcome(run.summary(), json=json, measured=quiet)
+
+
+def plan_and_tell(recipe: Any, *, quiet: bool, json: bool) -> None:
+    """Say what a training by this recipe would do: what was decided, and each group of parameters."""
+    plan = load_object("kiln.jobs.dry_run:dry_run")(recipe=recipe, progress=_progress(quiet=quiet, json=json))
+    if json:
+        say_json(plan)
+        return
+    columns = ("group", "lr", "weight_decay", "parameters", "tensors", "settings", "names")
+    rows = [{**row, "settings": _assigned(row["settings"])} for row in plan["groups"]]
+    shown = [key for key in columns if key != "settings" or any(row[key] for row in rows)]
+    table([key.replace("_", " ") for key in shown], [[row[key] for key in shown] for row in rows])
+    say("next   the same without --dry-run")
+
+
+def _assigned(settings: Mapping[str, Any]) -> str:
+    return ", ".join(f"{key}={value}" for key, value in settings.items())
 
 
 def _is_launched() -> bool:

@@ -9,9 +9,10 @@ import typer
 
 from kiln.cli.app import Json, Quiet, run_command
 from kiln.cli.flags import canonical
-from kiln.cli.outcome import train_and_tell
+from kiln.cli.outcome import plan_and_tell, train_and_tell
 from kiln.cli.recipe_arguments import parameter, recipe_parameters, said, sign
 from kiln.cli.terminal import note
+from kiln.errors import UsageError
 
 
 def run(arguments: Sequence[str]) -> None:
@@ -33,6 +34,11 @@ def train(**values: Any) -> None:
     changes = asked.changes
     resume = "auto" if values["resume"] in ("true", "True") else values["resume"]
     settings = {"resume": resume, "extend": values["extend"], "quiet": values["quiet"], "json": values["json"]}
+    if values["dry_run"]:
+        if resume is not None or values["extend"] is not None:
+            raise UsageError("E103", "--dry-run shows how a run would begin", expected="no --resume or --extend")
+        plan_and_tell(asked.recipe(), quiet=values["quiet"], json=values["json"])
+        return
     if resume not in (None, "auto") and asked.preset is None and asked.file is None:
         train_and_tell(changes.pop("data.path", None), overrides=changes, **settings)  # the run knows its recipe
         return
@@ -49,6 +55,9 @@ _Resume = Annotated[
 _Extend = Annotated[
     str | None, typer.Option("--extend", help="With --resume: train this much longer.", metavar="DURATION")
 ]
+_DryRun = Annotated[
+    bool, typer.Option("--dry-run", help="Say what would be done, and at which rate each weight; train nothing.")
+]
 
 sign(
     train,
@@ -57,6 +66,7 @@ sign(
         *recipe_parameters(),
         parameter("resume", _Resume),
         parameter("extend", _Extend),
+        parameter("dry_run", _DryRun, default=False),
         parameter("quiet", Quiet, default=False),
         parameter("json", Json, default=False),
     ],

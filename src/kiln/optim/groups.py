@@ -99,9 +99,10 @@ def matches(pattern: str, name: str) -> bool:
 def describe_groups(groups: Sequence[Mapping[str, Any]], *, num_examples: int = 3) -> list[dict[str, Any]]:
     """A row per group, for people: name, rate, decay, own settings, how many parameters in how many tensors, examples."""
     rows = []
-    shared = {key for group in groups for key in group if all(group.get(key) == other.get(key) for other in groups)}
+    keys = sorted({key for group in groups for key in group} - set(GROUP_KEYS[:-1]))
+    differing = [key for key in keys if len({repr(group.get(key)) for group in groups}) > 1]
     for group in groups:
-        own = {k: v for k, v in group.items() if k not in GROUP_KEYS[:-1] and k not in shared}
+        own = {key: group[key] for key in differing if key in group}
         names = list(group["names"])
         more = f", and {len(names) - num_examples} more" if len(names) > num_examples else ""
         rows.append(

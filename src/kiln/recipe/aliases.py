@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 from kiln.errors import UsageError
+from kiln.names import OPTIMIZERS
 
 OFF = ("", "0", "0.0", "false", "none", "off")
 ON = ("1", "true", "on", "yes")
@@ -48,7 +49,7 @@ def _if_positive(convert: Callable[[str], str | None]) -> Callable[[str], str | 
     return lambda text: None if text.startswith("-") else convert(text)
 
 
-_OPTIMIZERS = _one_of({"auto": "adamw", "momentum": "sgd", "adamw": "adamw", "sgd": "sgd"})
+_OPTIMIZERS = _one_of({"auto": "adamw", **{name: name for name in OPTIMIZERS}})
 _SCHEDULES = _one_of({"cosineannealinglr": "cosine", "cosine": "cosine", "none": "constant"})
 _MONITORS = _one_of({"top1": "accuracy", "acc1": "accuracy", "eval_top1": "accuracy"})
 _AUGMENTS = _one_of(
@@ -108,6 +109,7 @@ MAPPED: dict[str, Alias] = {
     "opt-betas": Alias("optim.betas", num_values=2),
     "opt-eps": Alias("optim.eps"),
     "clip-grad-norm": Alias("optim.clip_norm"),
+    "layer-decay": Alias("optim.layer_decay"),
     "lr-scheduler": Alias("schedule.name", _SCHEDULES),
     "cos-lr": Alias("schedule.name", _switch("cosine", "linear"), bare="true"),
     "warmup-epochs": Alias("schedule.warmup", _unit("ep")),
@@ -163,7 +165,7 @@ REPLACED = {
 _NOT_YET = """
 mixup-mode mixup-off-epoch cutmix-minmax remode recount color-jitter-prob grayscale-prob hsv-h hsv-s
 hsv-v degrees translate shear perspective mosaic copy-paste bgr aug-splits ra-sampler
-jsd-loss layer-decay sync-bn split-bn dist-bn freeze freeze-layers compile torchcompile torchscript drop-block
+jsd-loss sync-bn split-bn dist-bn freeze freeze-layers compile torchcompile torchscript drop-block
 decay-rate decay-epochs decay-milestones cooldown-epochs lr-step-size lr-gamma lr-cycle-mul warmup-momentum
 warmup-bias-lr layer-decay-min-scale kd-model-name distill-model tta time multi-scale nbs
 class-weights exist-ok
