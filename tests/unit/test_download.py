@@ -13,13 +13,13 @@ import time
 from collections import namedtuple
 
 import pytest
-from unreliable_server import serving
 
 from kiln.errors import ArtifactError, ResourceError, SecurityError
 from kiln.models import download as download_module
 from kiln.models import partial as partial_module
 from kiln.models.download import Patience, download, mirrors, public_address, refuse_insecure, with_mirrors
 from kiln.models.integrity import Promise, form_problem, hash_in_name
+from unreliable_server import serving
 
 CONTENT = random.Random(0).randbytes(3_000_000)
 DIGEST = hashlib.sha256(CONTENT).hexdigest()
@@ -308,6 +308,9 @@ def test_compressed_transfer_and_web_pages_are_not_taken_for_files(site, target)
     with pytest.raises(ArtifactError, match=r"in another form \(gzip\)"):
         fetch(site, target, Promise())
     site.behave.clear()
+    site.files["/a.safetensors"] = b"neither the one nor the other"
+    with pytest.raises(ArtifactError, match="its safetensors header cannot be read"):
+        download((f"{site.address}/a.safetensors",), target.with_name("a.safetensors"), patience=QUICK)
     site.files[PATH] = b"\n<!doctype html><title>Log in</title>"
     with pytest.raises(ArtifactError, match="it is a web page"):
         fetch(site, target, Promise())
@@ -329,6 +332,9 @@ def test_the_form_tells_what_is_cut(tmp_path):
             assert form_problem(path)
     path.write_bytes(b"not a safetensors file")
     assert form_problem(path.rename(tmp_path / "c.safetensors")) == "its safetensors header cannot be read"
+    for name, content, problem in (("c.json", b'{"cfg": {"a": 1}}', ""), ("d.json", b'{"cfg": {', "it is not JSON")):
+        (tmp_path / name).write_bytes(content)
+        assert form_problem(tmp_path / name) == problem
     assert hash_in_name("resnet18-f37072fd.pth") == "f37072fd"
     assert hash_in_name("model.safetensors") == ""
 
@@ -409,6 +415,30 @@ def test_two_processes_at_once_fetch_it_once(site, target):
     children = [start(site, target) for _ in range(2)]
     said = [child.communicate(timeout=120)[1] for child in children]
     assert [child.returncode for child in children] == [0, 0], said
+    assert sorted("waiting for another process that fetches a.bin" in text for text in said) == [False, True]
     assert site.gets(PATH) == [""]
     assert target.read_bytes() == CONTENT
     assert left_in(target.parent) == ["a.bin"]
+
+
+def test_progress_is_drawn_on_a_terminal_only(site, target, tmp_path):
+    pty, termios = pytest.importorskip("pty"), pytest.importorskip("termios")
+    site.behave[PATH] = lambda handler, _: handler.serve(drip=(1_000_000, 0.2))
+    screen, terminal = pty.openpty()
+    termios.tcsetwinsize(terminal, (24, 100))
+    command = [sys.executable, "-c", CHILD, site.address + PATH, str(target), DIGEST]
+    with subprocess.Popen(command, stdout=terminal, stderr=terminal) as child:
+        os.close(terminal)
+        drawn = b""
+        try:
+            while read := os.read(screen, 4096):
+                drawn += read
+        except OSError:  # the terminal is gone with its last user
+            pass
+    os.close(screen)
+    assert child.returncode == 0
+    assert b"a.bin:" in drawn
+    assert b"3.00M" in drawn
+    site.files[PATH] = CONTENT
+    plain = start(site, tmp_path / "a.bin").communicate(timeout=60)
+    assert plain == ("ready\n", "")

@@ -54,20 +54,30 @@ def form_problem(path: Path) -> str:
     A safetensors header states the length of the file, and a zip (what torch.save writes) ends with a directory. The
     older form of `.pth` tells nothing about its end.
     """
-    size = path.stat().st_size
+    size, name = path.stat().st_size, path.name.removesuffix(".part")
     with path.open("rb") as file:
         start = file.read(512)
         if not start:
             return "it is empty"
         if start.lstrip()[:1] == b"<":
             return "it is a web page"
-        if start[8:9] == b"{" or (path.suffix == ".safetensors" and ".part" not in path.suffixes):
+        if name.endswith(".json"):
+            return _json_problem(start + file.read(_MAX_HEADER_BYTES))
+        if start[8:9] == b"{" or name.endswith(".safetensors"):
             file.seek(0)
             return _safetensors_problem(
                 file.read(8 + min(int.from_bytes(start[:8], "little"), _MAX_HEADER_BYTES)), size
             )
     if start.startswith(b"PK") and not zipfile.is_zipfile(path):
         return "its end is missing"
+    return ""
+
+
+def _json_problem(content: bytes) -> str:
+    try:
+        json.loads(content)
+    except (ValueError, RecursionError):
+        return "it is not JSON"
     return ""
 
 
