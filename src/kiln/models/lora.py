@@ -55,7 +55,10 @@ def add_lora_(
     if not layers:
         raise UsageError("E107", "LoRA finds no linear layer and no convolution before the head")
     config = LoraConfig(r=rank, lora_alpha=alpha, target_modules=layers, bias="none")  # type: ignore[arg-type]
+    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
     inject_adapter_in_model(config, model)
+    for parameter in trainable:  # peft switches all of them off, the head too; what to freeze is for the caller to say
+        parameter.requires_grad_(True)
     return tuple(layers)
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
-from kiln.errors import UsageError
+from kiln.errors import UsageError, closest
 from kiln.recipe.check import Problem
 from kiln.recipe.duration import Duration
 
@@ -51,7 +51,7 @@ def find_finetune_problems(values: Mapping[str, Any], defaults: Mapping[str, Any
     """What is wrong with a recipe's fine-tuning: a mode or stage that cannot be, a setting without effect."""
     mode = values["finetune.mode"]
     if mode not in MODES and not _TOP.fullmatch(mode):
-        yield Problem("E101", f"finetune.mode = {mode!r}", choices=MODES)
+        yield Problem("E101", f"finetune.mode = {mode!r}", meant=closest(mode, MODES) or "", choices=MODES)
         return
     yield from _without_effect(values, defaults, mode)
     yield from _on_random_weights(values, mode)
