@@ -6,6 +6,7 @@ one changes a result.
 
 from __future__ import annotations
 
+import hashlib
 import io
 import os
 from dataclasses import dataclass
@@ -20,11 +21,15 @@ from kiln import pixels
 from kiln.data import room
 from kiln.data.decode import DECODER, RESIZER, contract_image, crop_resize, decode
 from kiln.data.fingerprint import digest
+from kiln.data.prefetch import prefetched
 from kiln.data.source import Source
 from kiln.data.store import Kept, Store
 from kiln.data.storelog import BYTES_PER_RECORD, META_BYTES, FileLog, MemoryLog
 from kiln.errors import DataError, UsageError
 from kiln.random import keys_of
+
+_HASHING_THREADS = 8
+"""They wait for the disk most of the time, and hashing releases the interpreter's lock."""
 
 
 class Form(Protocol):
@@ -173,12 +178,44 @@ class StoredSource:
         return made
 
 
-def entries_of(source: Source) -> NDArray[np.uint64]:
-    """(N,) names of entries: of a sample's key and of its size and time or checksum, or of the whole source's."""
-    return keys_of([f"{key}\0{source.identity_of(index)}" for index, key in enumerate(source.keys)])
+def entries_of(source: Source, by_content: NDArray[np.int64] | None = None) -> NDArray[np.uint64]:
+    """(N,) names of entries: of a sample's key and of its size and time or checksum, or of the whole source's.
+
+    Those of the samples `by_content` are named by a hash of what is read instead: all of them are read here.
+    """
+    identities = {} if by_content is None else _contents(source, by_content.tolist())
+    return keys_of(
+        [f"{key}\0{identities.get(index) or source.identity_of(index)}" for index, key in enumerate(source.keys)]
+    )
 
 
-def open_store(source: Source, form: Form, *, tier: str, needed: int, limit_bytes: int) -> Store | None:
+def _contents(source: Source, indices: list[int]) -> dict[int, str]:
+    """A hash of what each of these samples holds; without those that cannot be read, which are never kept."""
+
+    def hashed(index: int) -> str:
+        try:
+            item = source.read(index)
+        except (pixels.PixelError, DataError, OSError):
+            return ""
+        if not isinstance(item, bytes | np.ndarray):
+            return ""
+        shape = "" if isinstance(item, bytes) else str(item.shape)
+        content = item if isinstance(item, bytes) else np.ascontiguousarray(item).data
+        return shape + hashlib.blake2b(content, digest_size=16).hexdigest()
+
+    threads = _HASHING_THREADS
+    return dict(zip(indices, prefetched(hashed, indices, workers=threads, ahead=4 * threads), strict=True))
+
+
+def open_store(
+    source: Source,
+    form: Form,
+    *,
+    tier: str,
+    needed: int,
+    limit_bytes: int,
+    by_content: NDArray[np.int64] | None = None,
+) -> Store | None:
     """The store of a source in this form, from an earlier run or new; None when there is no room at all.
 
     Args:
@@ -187,8 +224,9 @@ def open_store(source: Source, form: Form, *, tier: str, needed: int, limit_byte
         tier: `disk`, or `memory`.
         needed: bytes of all that is to be kept, as from `bytes_needed`.
         limit_bytes: that all stores on disk together, or this one in memory, may take.
+        by_content: samples whose entries are named by a hash of what they hold, see `entries_of`.
     """
-    entries = entries_of(source)
+    entries = entries_of(source, by_content)
     if tier == "memory":
         room_there = min(needed, limit_bytes)
         return Store(entries, MemoryLog(room_there)) if room_there > 0 else None

@@ -154,7 +154,8 @@ def _settle_cache(
         else:
             reason = "for validation; training crops from the files" if plain_files else "what is made once is kept"
             settings.decide("data.cache", "disk", reason)
-    settings["data.cache_size"]  # without effect only where the cache is off, which may have been decided elsewhere
+    for name in ("data.cache_size", "data.cache_key"):
+        settings[name]  # without effect only where the cache is off, which may have been decided elsewhere
     tier = settings["data.cache"]
     if tier == "device":
         if why := _why_not_there(settings, intake, crop, needed):
@@ -211,7 +212,8 @@ def _kept(
     if tier == "device":  # filled from the disk, where validation's images are kept too
         tier, limit = "disk", room.budget("auto")
     needed = bytes_needed(source, form, sample_headers(source, indices), indices.tolist())
-    store = open_store(source, form, tier=tier, needed=needed, limit_bytes=limit)
+    by_content = indices if settings["data.cache_key"] == "content" else None
+    store = open_store(source, form, tier=tier, needed=needed, limit_bytes=limit, by_content=by_content)
     if store is None:
         note = f"{what}: no room for it: each image is made in every epoch (--cache-size, kiln cache clear)"
     else:

@@ -18,6 +18,7 @@ EFFECTIVE_ONLY = {
     "augment.crop_ratio": ("augment.crop", ("auto", "resized")),
     "model.mean": ("model.normalize", ("channels",)),
     "model.std": ("model.normalize", ("channels",)),
+    "data.cache_key": ("data.cache", ("auto", "disk", "device")),
     "data.sample_weights": ("data.sampler", ("weighted",)),
     "training.fp32_modules": ("training.precision", ("auto", "bf16", "fp16")),
 }

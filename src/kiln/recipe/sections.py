@@ -120,6 +120,11 @@ class Data(Section):
         "Bytes that all caches may take, such as 20GB; auto is a tenth of the disk, or half of memory.",
         how=True,
     )
+    cache_key: Literal["stat", "content"] = option(
+        "stat",
+        "What tells that a file changed: its size and time, or a hash of its content (reads every file).",
+        how=True,
+    )
     sampler: str = option(
         "shuffle", "Order of training samples: shuffle, sequential, weighted, balanced, or module:name."
     )
@@ -153,6 +158,7 @@ class Model(Section):
     std: Literal["auto", "train"] | tuple[PositiveFloat, ...] = option(
         "auto", "Standard deviation of each channel: the model's (auto), measured (train), or given."
     )
+    init: dict[str, str] = option({}, "New initial values by pattern of parameter names: {'head.bias': 'class_prior'}.")
     drop: ShareBelowOne = option(0.0, "Dropout probability before the classifier.")
     drop_path: ShareBelowOne = option(0.0, "Probability of dropping a residual branch (stochastic depth).")
     kwargs: dict[str, Any] = option({}, "Further arguments for the model's constructor.")
