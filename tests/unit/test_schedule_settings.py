@@ -245,3 +245,13 @@ def test_a_recipe_with_settings_survives_its_file(tmp_path):
     assert Recipe.load(tmp_path / "r.yaml") == recipe
     assert recipe.override(["schedule.args.gamma=0.5"])["schedule.args"] == {"every": "30%", "gamma": 0.5}
     assert math.isclose(made(recipe["schedule.name"], args=recipe["schedule.args"])[0](999), 0.3**3)
+
+
+def test_your_own_as_an_object_in_python():
+    from kiln.jobs.asked import asked_for
+
+    recipe = asked_for(None, None, None, {"sched": halves}).recipe
+    assert rates(made(recipe.schedule.name)[0], 50) == [halves(step) for step in range(50)]
+    unnamed = asked_for(None, None, None, {"sched": lambda step: 1 / (1 + step)}).recipe
+    assert rates(made(unnamed.schedule.name)[0], 3) == [1, 1 / 2, 1 / 3]
+    assert code_names(unnamed) == {}

@@ -22,7 +22,7 @@ SHORT_NAMES = {
     "checkpoint_every": "checkpoint.every",
 }
 
-FIELDS_OF_OBJECTS = ("loss.name", "data.collate")
+FIELDS_OF_OBJECTS = ("loss.name", "schedule.name", "data.collate")
 """Fields that take the user's own code as an object too."""
 
 

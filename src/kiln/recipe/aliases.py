@@ -50,7 +50,24 @@ def _if_positive(convert: Callable[[str], str | None]) -> Callable[[str], str | 
 
 
 _OPTIMIZERS = _one_of({"auto": "adamw", **{name: name for name in OPTIMIZERS}})
-_SCHEDULES = _one_of({"cosineannealinglr": "cosine", "cosine": "cosine", "none": "constant"})
+_SCHEDULES = _one_of(
+    {
+        "none": "constant",
+        "cosineannealinglr": "cosine",
+        "cosineannealingwarmrestarts": "cosine_restarts",
+        "steplr": "step",
+        "multisteplr": "multistep",
+        "exponentiallr": "exponential",
+        "linearlr": "linear",
+        "constantlr": "constant",
+        "poly": "polynomial",
+        "polynomiallr": "polynomial",
+        "onecycle": "one_cycle",
+        "onecyclelr": "one_cycle",
+        "cycliclr": "cyclic",
+        "reducelronplateau": "plateau",
+    }
+)
 _MONITORS = _one_of({"top1": "accuracy", "acc1": "accuracy", "eval_top1": "accuracy"})
 _AUGMENTS = _one_of(
     {
@@ -114,6 +131,7 @@ MAPPED: dict[str, Alias] = {
     "cos-lr": Alias("schedule.name", _switch("cosine", "linear"), bare="true"),
     "warmup-epochs": Alias("schedule.warmup", _unit("ep")),
     "lr-warmup-epochs": Alias("schedule.warmup", _unit("ep")),
+    "lr-warmup-method": Alias("schedule.warmup_shape"),
     "lrf": Alias("schedule.min_lr_fraction"),
     "batch": Alias("training.batch_size", _BATCHES),
     "amp": Alias("training.precision", _switch("bf16", "fp32"), bare="true"),
@@ -151,6 +169,12 @@ REPLACED = {
     "nb-classes": "leave it out: the classes come from the data",
     "min-lr": "--set schedule.min_lr_fraction=0.01, a share of the peak rate",
     "lr-min": "--set schedule.min_lr_fraction=0.01, a share of the peak rate",
+    "lr-step-size": "--set schedule.args.every=30ep",
+    "decay-epochs": "--set schedule.args.every=30ep",
+    "decay-milestones": "--set schedule.args.milestones=[30ep,60ep]",
+    "lr-gamma": "--set schedule.args.gamma=0.1",
+    "decay-rate": "--set schedule.args.gamma=0.1",
+    "lr-cycle-mul": "--set schedule.args.multiplier=2, with --sched cosine_restarts",
     "input-size": "--img-size and --channels",
     "reprob": "--aug standard erases a rectangle in a quarter of the images",
     "random-erase": "--aug standard erases a rectangle in a quarter of the images",
@@ -166,7 +190,7 @@ _NOT_YET = """
 mixup-mode mixup-off-epoch cutmix-minmax remode recount color-jitter-prob grayscale-prob hsv-h hsv-s
 hsv-v degrees translate shear perspective mosaic copy-paste bgr aug-splits ra-sampler
 jsd-loss sync-bn split-bn dist-bn freeze freeze-layers compile torchcompile torchscript drop-block
-decay-rate decay-epochs decay-milestones cooldown-epochs lr-step-size lr-gamma lr-cycle-mul warmup-momentum
+cooldown-epochs warmup-momentum
 warmup-bias-lr layer-decay-min-scale kd-model-name distill-model tta time multi-scale nbs
 class-weights exist-ok
 """
