@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from kiln.augment import WarpColorErase, backend, compiled, policy
+from kiln.augment import WarpColorErase, backend, compiled, operations, policy
 from kiln.augment.erasing import windows
 
 pytest.importorskip("numba")
@@ -20,7 +20,6 @@ POLICIES = {
     "standard": policy("standard", vflip=0.5),
     "strong": policy("strong"),
     "tilted": TILTED,
-    "trivial": policy("trivial"),
 }
 
 
@@ -48,15 +47,45 @@ def test_kernels_do_what_torchs_operations_do(name, channels_last, monkeypatch):
     mine = chosen(images, params, mean=ZERO, std=ONE)
     theirs = by_torch(monkeypatch, lambda: chosen(images, params, mean=ZERO, std=ONE))
     torch.testing.assert_close(mine, theirs, rtol=0, atol=1e-5)
-    assert mine.stride() == theirs.stride()
+    assert mine.stride() == theirs.stride() == images.stride()
     assert torch.equal(images, before)
 
 
+@pytest.mark.parametrize("name", operations.IN_PLACE)
+def test_operations_on_levels_do_what_torchs_do(name, monkeypatch):
+    images = pictures()
+    images[1], images[2], images[3, :, :18] = 77, images[2] // 8 + 100, 200  # constant, narrow, half constant
+    table = operations.WIDE.table()[operations.NAMES.index(name)]
+    for magnitude in (table[0], table[11], -table[20], table[30]):
+        policy_ = operations.Rand(1, hflip=0.0)
+        params = np.tile([0.0, 0.0, operations.NAMES.index(name), magnitude], (len(images), 1))
+        mine = policy_(images, params)
+        theirs = by_torch(monkeypatch, lambda params=params, policy_=policy_: policy_(images, params))
+        distance = (mine.int() - theirs.int()).abs()
+        assert int(distance.max()) <= (1 if name in ("Color", "Contrast", "Sharpness") else 0)
+        assert float((distance > 0).float().mean()) < 1e-2
+
+
 @pytest.mark.parametrize("channels_last", [False, True])
-@pytest.mark.parametrize("name", ["standard", "strong", "tilted"])
+@pytest.mark.parametrize("name", ["trivial", "rand", "autoaugment"])
+def test_policies_of_operations_do_what_torchs_do(name, channels_last, monkeypatch):
+    images, chosen = pictures(100, channels_last=channels_last), policy(name, vflip=0.5)
+    params = drawn(chosen, 100)
+    mine, theirs = chosen(images, params), by_torch(monkeypatch, lambda: chosen(images, params))
+    distance = (mine.int() - theirs.int()).abs()
+    # a level more or less after the first operation may be many after the second, in a few pixels
+    assert float((distance > 0).float().mean()) < 1e-2
+    assert mine.stride() == theirs.stride() == images.stride()
+    floats = chosen(images, params, mean=MEAN, std=STD)
+    assert floats.stride() == images.stride()
+    torch.testing.assert_close(floats, (mine / 255 - MEAN.view(-1, 1, 1)) / STD.view(-1, 1, 1))
+
+
+@pytest.mark.parametrize("channels_last", [False, True])
+@pytest.mark.parametrize("name", ["standard", "strong", "tilted", "trivial"])
 def test_threads_and_cuts_change_no_bit(name, channels_last, monkeypatch):
     monkeypatch.setattr(compiled, "PIECE_VALUES", 5000)  # so that there are more pieces than threads
-    images, chosen = pictures(channels_last=channels_last), POLICIES[name]
+    images, chosen = pictures(channels_last=channels_last), POLICIES.get(name) or policy(name)
     params, before = drawn(chosen), torch.get_num_threads()
     whole = chosen(images, params, mean=MEAN, std=STD)
     try:

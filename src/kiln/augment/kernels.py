@@ -27,9 +27,10 @@ class Work(NamedTuple):
     """What is done to a batch of B images; every array is contiguous.
 
     Attributes:
-        levels: (B, 3, H, W) or (B, H, W, 3) uint8.
-        out: float32, of the same shape.
-        pixels_together: whether both are (B, H, W, 3).
+        levels: (B, 3, H, W), or (B, H, W, 3) where `pixels_together`; uint8.
+        out: the same in float32, where `out_together`.
+        pixels_together: whether the channels of a pixel lie together in `levels`.
+        out_together: whether they do in `out`.
         across: (B,) bool, mirrored left to right, when not warped.
         down: (B,) bool, mirrored top to bottom, when not warped.
         warped: (B,) bool.
@@ -50,6 +51,7 @@ class Work(NamedTuple):
     levels: Array
     out: Array
     pixels_together: bool
+    out_together: bool
     across: Array
     down: Array
     warped: Array
@@ -100,9 +102,10 @@ def memory(height: int, width: int) -> Memory:
     )
 
 
-def _compiled(function: Any = None, *, reassociate: bool = False) -> Any:
+def kernel(function: Any = None, *, reassociate: bool = False) -> Any:
+    """Compile a function when it is first called, and keep the result beside the source, or in the user's cache folder."""
     if function is None:
-        return lambda function: _compiled(function, reassociate=reassociate)
+        return lambda function: kernel(function, reassociate=reassociate)
     flags = {"nsz", "nnan", "ninf"} | ({"reassoc"} if reassociate else set())
     options = {"nogil": True, "error_model": "numpy", "fastmath": flags}
     try:
@@ -111,9 +114,9 @@ def _compiled(function: Any = None, *, reassociate: bool = False) -> Any:
         return numba.njit(function, **options)
 
 
-@_compiled
+@kernel
 def take(levels: Array, pixels_together: bool, across: bool, down: bool, planes: Array) -> None:
-    """An image into floating planes (3, H * W), mirrored on the way."""
+    """An image into planes (3, H * W), mirrored on the way; float32, or uint8 for `level_kernels.py`."""
     height, width = levels.shape[:2] if pixels_together else levels.shape[1:]
     for channel in range(3):
         for y in range(height):
@@ -133,7 +136,7 @@ def take(levels: Array, pixels_together: bool, across: bool, down: bool, planes:
                         into[x] = line[x]
 
 
-@_compiled
+@kernel
 def pack(levels: Array, pixels_together: bool, words: Array) -> None:
     """An image into the inside of its words."""
     height, width = words.shape[0] - 3, words.shape[1] - 3
@@ -150,7 +153,7 @@ def pack(levels: Array, pixels_together: bool, words: Array) -> None:
                 into[x] = uint32(red[x]) | (uint32(green[x]) << 8) | (uint32(blue[x]) << 16)
 
 
-@_compiled
+@kernel
 def locate(columns: Array, lines: Array, y: int, projective: bool, height: int, places: Array, shares: Array) -> None:
     """Where the pixels of a line come from: `grid_sample`'s arithmetic; what lies outside is moved to the border."""
     width = len(places)
@@ -172,7 +175,7 @@ def locate(columns: Array, lines: Array, y: int, projective: bool, height: int, 
         places[x] = uint32((int32(y_floor) + int32(1)) * stride + int32(x_floor) + int32(1))
 
 
-@_compiled
+@kernel
 def warp(columns: Array, lines: Array, projective: bool, planes: Array, memory: Memory) -> None:
     """The image in words, interpolated, into planes (3, H * W)."""
     width = len(memory.places)
@@ -202,7 +205,7 @@ def warp(columns: Array, lines: Array, projective: bool, planes: Array, memory: 
                 )
 
 
-@_compiled(reassociate=True)
+@kernel(reassociate=True)
 def mean_of(plane: Array) -> float:
     """Of one channel: float32 within 256 pixels, float64 over them."""
     total: Any = 0.0
@@ -216,7 +219,21 @@ def mean_of(plane: Array) -> float:
     return total / num
 
 
-@_compiled
+@kernel
+def added_to(planes: Array, of_mean: Array, offset: Array) -> Array:
+    """What is added to every pixel, (3,): a constant, and what the mean colour says."""
+    added = offset.copy()
+    if of_mean.any():
+        mean_color = (mean_of(planes[0]), mean_of(planes[1]), mean_of(planes[2]))
+        for channel in range(3):
+            total = 0.0
+            for other in range(3):
+                total += of_mean[channel, other] * mean_color[other]
+            added[channel] += float32(total)
+    return added
+
+
+@kernel
 def paint(planes: Array, linear: Array, added: Array, limits: Array, painted: Array) -> None:
     """Colour, normalisation and clamp, (3, H * W) into (3, H * W)."""
     red, green, blue = planes[0], planes[1], planes[2]
@@ -227,7 +244,7 @@ def paint(planes: Array, linear: Array, added: Array, limits: Array, painted: Ar
             into[x] = min(max(of_red * red[x] + of_green * green[x] + of_blue * blue[x] + plus, least), most)
 
 
-@_compiled
+@kernel
 def interleave(painted: Array, out: Array) -> None:
     """Planes (3, H * W) into pixels (H * W * 3,)."""
     red, green, blue = painted[0], painted[1], painted[2]
@@ -236,7 +253,7 @@ def interleave(painted: Array, out: Array) -> None:
         out[at], out[at + uint64(1)], out[at + uint64(2)] = red[x], green[x], blue[x]
 
 
-@_compiled
+@kernel
 def move_one(work: Work, n: int, planes: Array, memory: Memory) -> None:
     """An image mirrored or warped into planes (3, H * W)."""
     if work.warped[n]:
@@ -246,19 +263,12 @@ def move_one(work: Work, n: int, planes: Array, memory: Memory) -> None:
         take(work.levels[n], work.pixels_together, work.across[n], work.down[n], planes)
 
 
-@_compiled
+@kernel
 def paint_one(work: Work, n: int, planes: Array, memory: Memory) -> None:
     """Colour, normalisation and erasing of a moved image."""
-    added = work.offset.copy()
-    if work.of_mean[n].any():
-        mean_color = (mean_of(planes[0]), mean_of(planes[1]), mean_of(planes[2]))
-        for channel in range(3):
-            of_mean = 0.0
-            for other in range(3):
-                of_mean += work.of_mean[n, channel, other] * mean_color[other]
-            added[channel] += float32(of_mean)
+    added = added_to(planes, work.of_mean[n], work.offset)
     top, left, bottom, right = work.boxes[n]
-    if work.pixels_together:
+    if work.out_together:
         paint(planes, work.linear[n], added, work.limits, memory.painted)
         interleave(memory.painted, work.out[n].reshape(-1))
         work.out[n, top:bottom, left:right, :] = work.fill
@@ -267,7 +277,7 @@ def paint_one(work: Work, n: int, planes: Array, memory: Memory) -> None:
         work.out[n, :, top:bottom, left:right] = work.fill
 
 
-@_compiled
+@kernel
 def augment(work: Work, start: int, stop: int, memory: Memory) -> None:
     """The images from `start` to `stop`: mirrored or warped, then coloured, normalised and erased, as `work.stage` says."""
     for n in range(start, stop):

@@ -62,14 +62,21 @@ class Output:
             out.copy_(values)
 
 
-def normalized(images: Tensor, output: Output, across: Mask | None = None, down: Mask | None = None) -> Tensor:
-    """A uint8 batch (B, C, H, W), mirrored where the masks (B,) say, as `output` says: the same bits however it is done."""
+def normalized(
+    images: Tensor,
+    output: Output,
+    across: Mask | None = None,
+    down: Mask | None = None,
+    *,
+    out: Tensor | None = None,
+) -> Tensor:
+    """A uint8 batch (B, C, H, W), mirrored where the masks (B,) say, as `output` says, in `out` where that is given."""
     nobody = np.zeros(len(images), bool)
     across, down = (nobody if mask is None else mask for mask in (across, down))
-    out = output.empty_like(images)
+    out = output.empty_like(images) if out is None else out
     scale, offset = output.scale_and_offset(images)
     if output.mean is not None and compiled.takes(images):
-        values = out if out.dtype == torch.float32 else torch.empty_like(images, dtype=torch.float32)
+        values = out if out.dtype == torch.float32 else torch.empty_like(out, dtype=torch.float32)
         _by_kernels(images, values, mirrored=(across, down), scale=scale, offset=offset)
         output.write(values, out)
         return out
@@ -101,6 +108,7 @@ def _by_kernels(images: Tensor, values: Tensor, *, mirrored: tuple[Mask, Mask], 
         levels=compiled.as_stored(images),
         out=compiled.as_stored(values),
         pixels_together=is_channels_last(images),
+        out_together=is_channels_last(values),
         across=mirrored[0],
         down=mirrored[1],
         warped=np.zeros(num, bool),

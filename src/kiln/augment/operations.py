@@ -15,24 +15,40 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from kiln.augment import color, filters, geometry, tone
+from kiln.augment import color, compiled, filters, geometry, tone
 from kiln.augment.chunks import chunk_rows, pieces_of
 from kiln.augment.normalized import Output, normalized
 from kiln.augment.photographic import Params
 from kiln.augment.published import PUBLISHED
 from kiln.augment.recycled import recycled_like
-from kiln.augment.values import check_images
+from kiln.augment.values import check_images, is_channels_last
 from kiln.random import Purpose, uniform
 
 Operation = Callable[[Tensor, Tensor], Tensor]
 """uint8 images (B, C, H, W) and float64 magnitudes (B,) on the host -> new uint8 images."""
 
 
-def _shear(images: Tensor, magnitudes: Tensor, *, along: int) -> Tensor:
+def _shear(magnitudes: Tensor, *, size: tuple[int, int], along: int) -> Tensor:
     """Shear from the upper left corner: a step of one row (column) moves pixels by `magnitudes` columns (rows)."""
-    matrix = torch.eye(3, dtype=torch.float64).repeat(len(images), 1, 1)
+    matrix = torch.eye(3, dtype=torch.float64).repeat(len(magnitudes), 1, 1)
     matrix[:, along, 1 - along] = magnitudes
-    matrix[:, along, 2] = magnitudes * images.shape[-2 + along] / 2
+    matrix[:, along, 2] = magnitudes * size[along] / 2
+    return matrix
+
+
+MATRICES: dict[str, Callable[..., Tensor]] = {
+    "ShearX": lambda m, size: _shear(m, size=size, along=0),
+    "ShearY": lambda m, size: _shear(m, size=size, along=1),
+    "Rotate": lambda m, size: geometry.affine_matrix(len(m), angle=-m),  # noqa: ARG005 -- about the middle
+}
+"""Warps by the nearest pixel: magnitudes (B,) and the images' height and width -> (B, 3, 3)."""
+
+FACTORS = {"Brightness": "brightness", "Color": "saturation", "Contrast": "contrast"}
+"""Steps of colour whose factor is 1 and the magnitude."""
+
+
+def _warp(images: Tensor, magnitudes: Tensor, *, name: str) -> Tensor:
+    matrix = MATRICES[name](magnitudes, size=(images.shape[-2], images.shape[-1]))
     return geometry.warp(images, matrix, interpolation="nearest")
 
 
@@ -42,17 +58,13 @@ def _translate(images: Tensor, magnitudes: Tensor, *, along: int) -> Tensor:
     return geometry.shift(images, zero if along else px, px if along else zero)
 
 
-def _rotate(images: Tensor, magnitudes: Tensor) -> Tensor:
-    return geometry.warp(images, geometry.affine_matrix(len(images), angle=-magnitudes), interpolation="nearest")
-
-
 OPERATIONS: dict[str, Operation] = {
     "Identity": lambda images, _: images.clone(),
-    "ShearX": lambda images, m: _shear(images, m, along=0),
-    "ShearY": lambda images, m: _shear(images, m, along=1),
+    "ShearX": lambda images, m: _warp(images, m, name="ShearX"),
+    "ShearY": lambda images, m: _warp(images, m, name="ShearY"),
     "TranslateX": lambda images, m: _translate(images, m, along=0),
     "TranslateY": lambda images, m: _translate(images, m, along=1),
-    "Rotate": _rotate,
+    "Rotate": lambda images, m: _warp(images, m, name="Rotate"),
     "Brightness": lambda images, m: color.adjust_brightness(images, 1 + m),
     "Color": lambda images, m: color.adjust_saturation(images, 1 + m),
     "Contrast": lambda images, m: color.adjust_contrast(images, 1 + m),
@@ -163,17 +175,24 @@ class Operations(ABC):
         across, down = params[:, 0] < self.hflip, params[:, 1] < self.vflip
         # As planes: with the channels of a pixel side by side, every factor for a channel would cost ten times as much.
         levels = recycled_like(images, torch.uint8, planes=True)
-        for rows in pieces_of(images):
-            levels[rows] = geometry.flips(images[rows], across[rows], down[rows])
+        if compiled.takes(images):
+            _mirror(images, across, down, levels)
+        else:
+            for rows in pieces_of(images):
+                levels[rows] = geometry.flips(images[rows], across[rows], down[rows])
         for slot in range(self.num_slots):
             self._apply_(levels, params[:, 2 + 2 * slot], params[:, 3 + 2 * slot])
-        return normalized(levels, Output(mean, std, dtype))
+        output = Output(mean, std, dtype)
+        return normalized(levels, output, out=output.empty_like(images))
 
     def _apply_(self, levels: Tensor, chosen: Params, magnitudes: Params) -> None:
         """Each row through its operation; rows with the same one together, in pieces."""
         size = chunk_rows(levels)
         for index in np.unique(chosen).astype(int).tolist():
             name, alike = NAMES[index], np.flatnonzero(chosen == index)
+            if name in IN_PLACE and compiled.takes(levels):
+                _operate_(levels, alike, name, torch.from_numpy(magnitudes[alike]))
+                continue
             for start in range(0, 0 if name == "Identity" else len(alike), size):
                 rows = alike[start : start + size]
                 magnitude = torch.from_numpy(magnitudes[rows])
@@ -181,6 +200,48 @@ class Operations(ABC):
                     magnitude = magnitude * levels.shape[-1 if name.endswith("X") else -2]
                 there = torch.from_numpy(rows).to(levels.device)
                 levels.index_copy_(0, there, OPERATIONS[name](levels.index_select(0, there), magnitude))
+
+
+IN_PLACE = (*MATRICES, *FACTORS, "Sharpness", "AutoContrast", "Equalize")
+"""What `level_kernels.py` does at least twice as fast as torch's operations."""
+
+
+def _mirror(images: Tensor, across: NDArray[np.bool_], down: NDArray[np.bool_], levels: Tensor) -> None:
+    """Mirror images into planes (B, 3, H, W)."""
+    from kiln.augment import level_kernels
+
+    work = level_kernels.Mirrored(
+        compiled.as_stored(images), is_channels_last(images), across=across, down=down, planes=levels.numpy()
+    )
+    size = (images.shape[-2], images.shape[-1])
+    compiled.in_threads(level_kernels.mirror, work, slice(0, len(images)), size=size)
+
+
+def _operate_(levels: Tensor, rows: NDArray[np.int64], name: str, magnitudes: Tensor) -> None:
+    """One operation on some rows of (B, 3, H, W) levels."""
+    from kiln.augment import level_kernels
+
+    size, num = (levels.shape[-2], levels.shape[-1]), len(rows)
+    steps = color.color_steps(num, 3, **({FACTORS[name]: 1 + magnitudes} if name in FACTORS else {}))
+    matrix = MATRICES[name](magnitudes, size=size) if name in MATRICES else torch.zeros(num, 3, 3, dtype=torch.float64)
+    places = geometry.Places(matrix, size=size, device=levels.device)
+    kernels = {
+        "Sharpness": level_kernels.sharpen,
+        "AutoContrast": level_kernels.stretch,
+        "Equalize": level_kernels.equalize,
+    }
+    kernels |= dict.fromkeys(MATRICES, level_kernels.nearest) | dict.fromkeys(FACTORS, level_kernels.recolor)
+    linear, of_mean = (part.contiguous().numpy() for part in steps)
+    work = level_kernels.Levels(
+        levels=levels.numpy(),
+        rows=rows,
+        columns=places.across.squeeze(2).contiguous().numpy(),
+        lines=places.down.squeeze(3).contiguous().numpy(),
+        linear=linear,
+        of_mean=of_mean,
+        factor=1 + magnitudes.to(torch.float32).numpy(),
+    )
+    compiled.in_threads(kernels[name], work, slice(0, num), size=size)
 
 
 class Trivial(Operations):

@@ -128,6 +128,7 @@ def _by_kernels(images: Tensor, plan: Plan, out: Tensor) -> None:
         levels=compiled.as_stored(images),
         out=compiled.as_stored(values),
         pixels_together=is_channels_last(images),
+        out_together=is_channels_last(values),
         across=plan.across,
         down=plan.down,
         warped=plan.warped,
