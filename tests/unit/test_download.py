@@ -183,6 +183,52 @@ def test_a_length_beyond_the_disk_is_refused_before_a_byte_is_written(site, targ
     assert left_in(target.parent) == []
 
 
+@pytest.mark.parametrize("promise", [Promise(DIGEST), Promise()])
+def test_an_empty_file_is_none(site, target, promise):
+    site.files[PATH] = b""
+    with pytest.raises(ArtifactError, match="another file than promised: it is empty"):
+        fetch(site, target, promise)
+    assert left_in(target.parent) == []
+
+
+def test_a_stream_without_an_end_stops_before_the_disk_is_full(site, target, monkeypatch):
+    monkeypatch.setattr(partial_module, "SYNC_BYTES", 1 << 20)
+    usage = namedtuple("usage", "total used free")
+    asked = []
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: asked.append(1) or usage(0, 0, 10**9 if len(asked) < 3 else 10))
+
+    def endless(handler, _):
+        handler.send_response(200)
+        handler.end_headers()
+        handler.close_connection = True
+        try:
+            while True:
+                handler.wfile.write(CONTENT)
+        except OSError:
+            pass  # the client left
+
+    site.behave[PATH] = endless
+    with pytest.raises(ResourceError, match="34 MB are to come, and 0 MB are free"):
+        fetch(site, target, Promise(DIGEST))
+    assert left_in(target.parent) == []
+
+
+def test_a_piece_that_nobody_asked_for_is_not_taken(site, target):
+    def other(handler, number):
+        if number > 1:
+            handler.serve()
+            return
+        handler.send_response(206)
+        handler.send_header("Content-Range", "bytes 0-9/10" if number == 0 else "bytes 7-9/10")
+        handler.send_header("Content-Length", "0")
+        handler.end_headers()
+
+    site.behave[PATH] = other
+    fetch(site, target, Promise())
+    assert site.gets(PATH) == ["", "", ""]
+    assert target.read_bytes() == CONTENT
+
+
 @pytest.mark.parametrize("status", [401, 403, 404, 410])
 def test_a_refusal_is_not_asked_again(site, target, status):
     site.behave[PATH] = lambda handler, _: handler.refuse(status)

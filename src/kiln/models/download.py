@@ -28,7 +28,7 @@ from urllib.parse import urlsplit, urlunsplit
 from kiln.errors import ArtifactError, ResourceError, SecurityError
 from kiln.models.convert import cache_folder
 from kiln.models.integrity import Promise
-from kiln.models.partial import Part
+from kiln.models.partial import SYNC_BYTES, Part
 
 if TYPE_CHECKING:
     from filelock import FileLock
@@ -177,14 +177,18 @@ def _not_had(
 def _bring_verified(address: str, part: Part, promise: Promise, headers: Mapping[str, str], patience: Patience) -> str:
     """Complete the part. Returns: why it is not the promised file (and then nothing of it is kept), or nothing."""
     _bring(address, part, promise, headers, patience)
-    problem = promise.problem(part.path)
+    problem = _problem(part, promise)
     if problem and part.resumed:  # pieces of different files, or a length that lied: once more, in one piece
         part.discard()
         _bring(address, part, promise, headers, patience)
-        problem = promise.problem(part.path)
+        problem = _problem(part, promise)
     if problem:
         part.discard()
     return problem
+
+
+def _problem(part: Part, promise: Promise) -> str:
+    return promise.problem(part.path) if part.size else "it is empty"
 
 
 class _GivenUp(Exception):  # noqa: N818 (the next address may have the file)
@@ -207,7 +211,7 @@ def _bring(address: str, part: Part, promise: Promise, headers: Mapping[str, str
         except _TryAgain as trouble:
             in_vain = 0 if part.size - before >= PROGRESS_BYTES else in_vain + 1
             if in_vain >= (patience.tries if trouble.answered else min(2, patience.tries)):
-                if promise.sha256 and part.size and not promise.problem(part.path):
+                if promise.sha256 and not _problem(part, promise):
                     return  # all is here: it was the announced length that lied
                 raise _GivenUp(f"{trouble} (given up after {in_vain} tries)") from trouble
             pause = patience.pause_seconds * 2 ** max(0, in_vain - 1)
@@ -221,11 +225,12 @@ def _attempt(address: str, part: Part, promise: Promise, headers: Mapping[str, s
     request = urllib.request.Request(address, headers={"Accept-Encoding": "identity", "User-Agent": "kiln"})
     for name, value in headers.items():
         request.add_unredirected_header(name, value)
-    for name, value in part.range_headers(address).items():
+    ranged = part.range_headers(address)
+    for name, value in ranged.items():
         request.add_header(name, value)
     try:
         with urllib.request.build_opener(_Redirections).open(request, timeout=patience.silence_seconds) as answer:
-            total = _accept(address, part, answer)
+            total = _accept(address, part, answer, ranged=bool(ranged))
             if promise.num_bytes is not None and total not in (None, promise.num_bytes):
                 part.discard()
                 raise _GivenUp(f"it would give {total:,} bytes instead of {promise.num_bytes:,}")
@@ -243,17 +248,17 @@ def _attempt(address: str, part: Part, promise: Promise, headers: Mapping[str, s
         raise _GivenUp(f"it is not an address ({error})") from error
 
 
-def _accept(address: str, part: Part, answer: Any) -> int | None:
+def _accept(address: str, part: Part, answer: Any, *, ranged: bool) -> int | None:
     """Prepare the part for an answer's body. Returns: how long the whole file will be, if it says so."""
     if answer.headers.get("Content-Encoding", "identity") != "identity":
         raise _GivenUp(f"it sends the file in another form ({answer.headers['Content-Encoding']})")
     if answer.status == 206:
-        found = re.fullmatch(r"bytes (\d+)-\d+/(\d+|\*)", answer.headers.get("Content-Range", ""))
-        if not found or int(found[1]) != part.size:
+        found = re.fullmatch(r"bytes (\d+)-(\d+)/(\d+|\*)", answer.headers.get("Content-Range", ""))
+        if not ranged or not found or int(found[1]) != part.size:
             part.discard()
             raise _TryAgain("it gave another piece than was asked for")
         part.resumed = True
-        return None if found[2] == "*" else int(found[2])
+        return int(found[2]) + 1 if found[3] == "*" else int(found[3])
     etag = answer.headers.get("ETag", "")
     weak = not etag or etag.startswith("W/")
     part.start_anew(address, answer.headers.get("Last-Modified", "") if weak else etag)  # no ranges, or it changed
@@ -283,7 +288,7 @@ def _receive(answer: Any, part: Part, total: int | None, patience: Patience) -> 
     with part.open() as file, _bar(part.name, part.size, total) as bar:
         while chunk := answer.read1(CHUNK_BYTES):
             if part.write(file, chunk):
-                _check_room(part, None)
+                _check_room(part, total)
             bar.update(len(chunk))
             now = time.monotonic()
             if now - since >= patience.slow_seconds:
@@ -296,7 +301,7 @@ def _receive(answer: Any, part: Part, total: int | None, patience: Patience) -> 
 
 def _check_room(part: Part, total: int | None) -> None:
     free = shutil.disk_usage(part.target.parent).free
-    needed = 0 if total is None else total - part.size
+    needed = SYNC_BYTES if total is None else total - part.size  # without a length, it may be without an end
     if needed > free:
         part.discard()
         what = f"{part.target}: {needed / 1e6:,.0f} MB are to come, and {free / 1e6:,.0f} MB are free"
