@@ -9,6 +9,7 @@ from functools import partial
 import pytest
 
 from kiln.errors import SecurityError, UsageError
+from kiln.jobs.draw_schedules import draw_schedules
 from kiln.jobs.resolve import Settings
 from kiln.jobs.schedules import Clock, bound, make_schedule, maker
 from kiln.names import SCHEDULES, load_object
@@ -245,6 +246,12 @@ def test_a_recipe_with_settings_survives_its_file(tmp_path):
     assert Recipe.load(tmp_path / "r.yaml") == recipe
     assert recipe.override(["schedule.args.gamma=0.5"])["schedule.args"] == {"every": "30%", "gamma": 0.5}
     assert math.isclose(made(recipe["schedule.name"], args=recipe["schedule.args"])[0](999), 0.3**3)
+
+
+def test_a_shape_of_a_warmup_that_is_not_there():
+    with pytest.raises(UsageError, match=r"warmup_shape = 'exponential' has no effect: one_cycle has no warmup"):
+        draw_schedules(["one_cycle"], changes={"schedule.warmup_shape": "exponential"})
+    draw_schedules(["one_cycle"], changes={"schedule.warmup_shape": "exponential", "schedule.warmup": "5%"})
 
 
 def test_your_own_as_an_object_in_python():

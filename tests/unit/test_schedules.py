@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from functools import partial
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -190,6 +191,7 @@ def test_rates_are_always_taken_of_the_base_rate_of_each_group():
     for factor in (0.5, 0.5, 1.0, 0.0, 0.25):
         assert set_rates(optimizer, factor) == 0.1 * factor
         assert [group["lr"] for group in optimizer.param_groups] == [0.1 * factor, 0.01 * factor]
+    assert set_rates(optimizer, np.float32(0.5)) == 0.05  # as a user's own function may return
     set_rates(optimizer, Rates((0.5, 2.0)), scale=0.1)
     assert [group["lr"] for group in optimizer.param_groups] == pytest.approx([0.005, 0.002])
 
@@ -206,7 +208,7 @@ def test_momentum_goes_where_the_optimizer_has_it():
         set_rates(optimizer_with(0.1, kind=torch.optim.Adagrad), Rates(0.5, 0.85))
 
 
-@pytest.mark.parametrize("factor", [-0.1, math.nan, math.inf])
+@pytest.mark.parametrize("factor", [-0.1, math.nan, math.inf, None, "fast", Rates((0.1, -1.0))])
 def test_a_factor_that_is_no_factor_is_an_error(factor):
     with pytest.raises(UsageError, match="the schedule gives the factor"):
         set_rates(optimizer_with(0.1), factor)

@@ -14,6 +14,7 @@ from kiln.errors import UsageError
 from kiln.jobs.resolve import Settings
 from kiln.names import SCHEDULES, load_object, resolve
 from kiln.optim.schedules import Maker, Plateau, Schedule, as_rates, constant, with_warmup
+from kiln.recipe import FIELDS
 from kiln.recipe.duration import Duration
 from kiln.recipe.schedule_text import parse_schedule, schedule_of
 
@@ -72,6 +73,9 @@ def make_schedule(settings: Settings, clock: Clock, *, validates: bool) -> tuple
     else:
         make = maker(name, given, clock)
     warmup_steps = warmup.to_steps(steps_per_epoch=clock.steps_per_epoch, total_steps=clock.total_steps)
+    if warmup_steps == 0 and shape != FIELDS["schedule.warmup_shape"].default:
+        what = f"schedule.warmup_shape = {shape!r} has no effect: {name} has no warmup"
+        raise UsageError("E103", what, expected="schedule.warmup above 0, or no schedule.warmup_shape")
     schedule = with_warmup(make, clock.total_steps, warmup_steps=warmup_steps, shape=shape)
     first = as_rates(schedule(0)).lr
     if not (any(first) if isinstance(first, tuple) else first):

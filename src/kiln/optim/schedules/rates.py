@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from numbers import Real
 from typing import Annotated, Any, NamedTuple
 
 from kiln.errors import UsageError
@@ -38,8 +39,15 @@ Evaluations = Annotated[int, "evaluations"]
 
 
 def as_rates(asked: float | Rates) -> Rates:
-    """What a schedule returned, in its full form."""
-    return asked if isinstance(asked, Rates) else Rates(asked)
+    """What a schedule returned, in its full form.
+
+    Raises: UsageError: a factor that is no number, negative or not finite.
+    """
+    rates = asked if isinstance(asked, Rates) else Rates(asked)
+    for factor in rates.lr if isinstance(rates.lr, tuple) else (rates.lr,):
+        if not (isinstance(factor, Real) and 0 <= factor < math.inf):
+            raise UsageError("E107", f"the schedule gives the factor {factor!r}", expected="a finite number >= 0")
+    return rates
 
 
 def set_rates(optimizer: Any, asked: float | Rates, *, scale: float = 1.0) -> float:
@@ -53,7 +61,7 @@ def set_rates(optimizer: Any, asked: float | Rates, *, scale: float = 1.0) -> fl
         asked: what a schedule returned for the step.
         scale: one more factor of all rates, such as `Plateau.factor`.
     Returns: the first group's rate.
-    Raises: UsageError: a factor that is negative or not finite, not as many factors as groups, or a momentum for an
+    Raises: UsageError: a factor that is no number, negative or not finite, not as many factors as groups, or a momentum for an
         optimizer that has none.
     """
     groups = optimizer.param_groups
@@ -62,9 +70,7 @@ def set_rates(optimizer: Any, asked: float | Rates, *, scale: float = 1.0) -> fl
         expected = f"one for each of the {len(groups)} groups, or one for all"
         raise UsageError("E107", f"the schedule gives {len(lr)} factors", expected=expected)
     for group, factor in zip(groups, lr if isinstance(lr, tuple) else (lr,) * len(groups), strict=True):
-        if not 0 <= factor < math.inf:
-            raise UsageError("E107", f"the schedule gives the factor {factor!r}", expected="a finite number >= 0")
-        group["lr"] = group.setdefault("base_lr", group["lr"]) * factor * scale
+        group["lr"] = group.setdefault("base_lr", group["lr"]) * float(factor) * scale
         if momentum is not None:
             _set_momentum(group, momentum)
     return groups[0]["lr"]
