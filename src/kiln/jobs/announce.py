@@ -72,6 +72,16 @@ def fine_tuning(training: Training) -> list[str]:
     ]
 
 
+def proofs(training: Training) -> list[str]:
+    """What was proved of the frozen part when training ended."""
+    state = training.state
+    return [
+        f"frozen     {entry['tensors']} tensors are as they were when {entry['stage']} began: SHA-256 {entry['sha256']}"
+        for entry in state.log
+        if entry["what"] == "frozen_unchanged" and entry["step"] == state.step
+    ]
+
+
 def as_set(value: object) -> str:
     """A value as `--set` takes it."""
     return str(value).lower() if isinstance(value, bool) else str(value)

@@ -11,6 +11,7 @@ from pathlib import Path
 from kiln.data.source import Source
 from kiln.data.storage import counted
 from kiln.errors import DataError
+from kiln.jobs.announce import proofs
 from kiln.jobs.assemble import Training
 from kiln.jobs.intake import Intake
 from kiln.jobs.measure import Measured, measure
@@ -25,6 +26,8 @@ from kiln.runtimes import BATCH_SIZE, Predictor, load
 def finish(folder: Path, training: Training, intake: Intake, settings: Settings, progress: Progress) -> None:
     """Measure the model file on validation and test, and write what was found."""
     state = training.state
+    for line in proofs(training):
+        progress.say(line)
     predictor = load(
         folder / MODEL, device=str(state.device), trust=tuple(settings["model.trust"]) + _own_code(training)
     )
