@@ -194,8 +194,12 @@ def strata_of(intake: Intake, indices: Indices) -> tuple[str, ...]:
 
 def _resolve_batches(settings: Settings, intake: Intake) -> None:
     num_train = len(chosen_samples(settings, intake))
+    size = 32 if num_train < 5_000 else 64 if num_train < 20_000 else 128
+    if settings.values["training.batch_size"] == "all":
+        settings.decide("training.batch_size", num_train, "all training samples in every step")
+        if settings.asks("training.micro_batch_size"):
+            settings.decide("training.micro_batch_size", min(size, num_train), "a usual batch at once")
     if settings.asks("training.batch_size"):
-        size = 32 if num_train < 5_000 else 64 if num_train < 20_000 else 128
         settings.decide("training.batch_size", min(size, num_train), f"{num_train:,} training samples")
     batch_size = settings.values["training.batch_size"]
     if settings.asks("training.micro_batch_size"):
@@ -252,20 +256,23 @@ def decide_warmup(settings: Settings) -> None:
 
 OWN_SETTINGS = ("momentum", "betas", "eps")
 """Settings that many optimizers have, each with a default of its own."""
+MOST_COUNTED = 1024
+"""Rates grow with the batch up to this many samples."""
 _ADAMS = ("adamw", "adam", "nadam", "radam", "adamax", "muon")
 
 
 def _resolve_optimizer(settings: Settings) -> None:
     name, mode = settings.values["optim.name"], settings.values["finetune.mode"]
     batch_size = settings.values["training.batch_size"]
+    counted = min(batch_size, MOST_COUNTED)
     new = settings.values["model.weights"] == "none" or mode in ("head", "lora")  # all that is trained is new
     start = f"{mode} alone" if mode in ("head", "lora") else "from scratch" if new else "from trained weights"
     taken = settings_of(find_optimizer(name)) or {}
     if settings.asks("optim.lr"):
         if name == "sgd":
-            lr = (0.05 if new else 0.005) * batch_size / 64
+            lr = (0.05 if new else 0.005) * counted / 64
         elif name in _ADAMS:
-            lr = (2e-3 if new else 2e-4) * (batch_size / 64) ** 0.5
+            lr = (2e-3 if new else 2e-4) * (counted / 64) ** 0.5
         else:
             lr = taken.get("lr")
         if not isinstance(lr, int | float) or not lr > 0:

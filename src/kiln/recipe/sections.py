@@ -198,6 +198,12 @@ class Augment(Section):
     cutmix: Annotated[float, Interval(ge=0, le=100)] = option(
         0.0, "Paste a rectangle of one image into another: alpha of its area, 1 is usual; 0 is off."
     )
+    first_px: PositiveInt | None = option(
+        None, "Side of training images at the start, in pixels, growing to the model's own (progressive resizing)."
+    )
+    full_px_from: Duration = option(
+        Duration(70, "%"), "When growing images have reached the model's size.", units=SHARE_UNITS
+    )
     transform: str | None = option(
         None, "Your own transform of each cropped image (torchvision, albumentations, any), as module:name."
     )
@@ -304,7 +310,9 @@ class Training(Section):
     """How long, in which batches, and when to stop."""
 
     epochs: Duration = option(Duration(10, "ep"), "Length of training, in epochs or steps.", units=TRAINING_UNITS)
-    batch_size: Auto | PositiveInt = option("auto", "Samples per optimizer step, over all processes.")
+    batch_size: Literal["auto", "all"] | PositiveInt = option(
+        "auto", "Samples per optimizer step, over all processes; all is full-batch descent, 1 one sample a step."
+    )
     micro_batch_size: Auto | PositiveInt = option(
         "auto", "Samples that pass through the model at once; gradients add up to the batch.", how=True
     )
