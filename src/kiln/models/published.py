@@ -110,8 +110,10 @@ class Published:
         return target
 
     def origin(self, path: Path) -> Origin:
-        """What a run records of it."""
-        return Origin(download.public_address(self.address), str(path), sha256_of(path))
+        """What a run records of a file that `obtain` gave."""
+        verified = self.promise_for(path).sha256
+        digest = verified if len(verified) == 64 else sha256_of(path)
+        return Origin(download.public_address(self.address), str(path), digest)
 
 
 def recorded_promise(path: Path) -> Promise:
