@@ -96,7 +96,7 @@ def matches(pattern: str, name: str) -> bool:
     return name == pattern or name.startswith(f"{pattern}.")
 
 
-def describe_groups(groups: Sequence[Mapping[str, Any]], *, num_examples: int = 3) -> list[dict[str, Any]]:
+def describe_groups(groups: Sequence[Mapping[str, Any]], *, num_examples: int = 2) -> list[dict[str, Any]]:
     """A row per group, for people: name, rate, decay, own settings, how many parameters in how many tensors, examples."""
     rows = []
     keys = sorted({key for group in groups for key in group} - set(GROUP_KEYS[:-1]))
