@@ -44,7 +44,7 @@ def test_a_plateau_reduces_the_rate_after_its_evaluation_and_says_so(undisturbed
         assert rate == pytest.approx(0.01 * warm(step - 1) * reduced, rel=1e-12)
 
 
-@pytest.mark.parametrize("end", ["9:SIGKILL", "17:SIGKILL", "12:SIGTERM"])
+@pytest.mark.parametrize("end", ["9:SIGKILL", "12:SIGTERM", pytest.param("17:SIGKILL", marks=pytest.mark.slow)])
 def test_a_plateau_that_was_killed_and_resumed_ends_the_same(undisturbed, nursery, image_folder, tmp_path, end):
     trial = trial_with(nursery, image_folder, tmp_path / "runs", *PLATEAU, "--checkpoint-every", "5steps")
     trial.go(SIGNAL_AT=end, expect=75 if "TERM" in end else -9)
