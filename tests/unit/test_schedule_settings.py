@@ -257,6 +257,8 @@ def test_a_shape_of_a_warmup_that_is_not_there():
 def test_your_own_as_an_object_in_python():
     from kiln.jobs.asked import asked_for
 
+    recipe = asked_for(None, None, None, {"sched": "step", "sched_args": {"every": "3ep"}}).recipe
+    assert (recipe.schedule.name, recipe.schedule.args) == ("step", {"every": "3ep"})
     recipe = asked_for(None, None, None, {"sched": halves}).recipe
     assert rates(made(recipe.schedule.name)[0], 50) == [halves(step) for step in range(50)]
     unnamed = asked_for(None, None, None, {"sched": lambda step: 1 / (1 + step)}).recipe

@@ -12,10 +12,12 @@ from kiln.names import name_of
 from kiln.recipe import FIELDS, Recipe
 
 SHORT_NAMES = {
-    **{field.key: name for name, field in FIELDS.items() if field.key not in ("name", "every", "path", "root")},
+    **{field.key: name for name, field in FIELDS.items() if field.key not in ("name", "args", "every", "path", "root")},
     "model": "model.name",
     "opt": "optim.name",
     "sched": "schedule.name",
+    "opt_args": "optim.args",
+    "sched_args": "schedule.args",
     "loss": "loss.name",
     "task": "task.name",
     "name": "run.name",
