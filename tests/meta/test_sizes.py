@@ -18,6 +18,7 @@ MORE_PARAMETERS = {
     "kiln.models.create:create_model": "one choice of the user's each, as in timm.create_model",
     "kiln.losses.overlap:tversky": "its two weights, besides what dice takes",
     "kiln.jobs.evaluate:evaluate": "a verb: its parameters are its flags",
+    "kiln.jobs.pack:pack": "a verb: its parameters are its flags",
     "kiln.jobs.predict:predict": "a verb: its parameters are its flags",
 }
 # Commands of the command line take one parameter per flag; typer reads them from the signature.

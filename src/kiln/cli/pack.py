@@ -14,7 +14,16 @@ from kiln.cli.terminal import say, say_json
 from kiln.errors import UsageError
 from kiln.names import VERBS, load_object
 
-KEYS = {"data": "", "source": "", "output": "", "format": "--format", "workers": "--workers", "root": "--root"}
+KEYS = {
+    "data": "",
+    "source": "",
+    "output": "",
+    "format": "--format",
+    "workers": "--workers",
+    "root": "--root",
+    "px": "--px",
+    "jpeg": "--jpeg",
+}
 FORMATS = ("packed", "lmdb", "hdf5", "webdataset", "parquet")
 
 
@@ -32,6 +41,10 @@ def pack(
     root: Annotated[
         str | None, typer.Option("--root", help="What the names in a table are relative to.", metavar="PATH")
     ] = None,
+    px: Annotated[
+        int | None, typer.Option("--px", help="Write reduced copies, this many pixels on the shorter side.")
+    ] = None,
+    jpeg: Annotated[int | None, typer.Option("--jpeg", help="Quality of reduced copies; none keeps pixels.")] = None,
     workers: Workers = None,
     quiet: Quiet = False,
     json: Json = False,
@@ -40,7 +53,9 @@ def pack(
     if format_ not in FORMATS:
         raise UsageError("E101", f"unknown format {format_!r}", got=format_, choices=FORMATS)
     progress = None if quiet else _Shown()
-    done = load_object(VERBS["pack"])(source, output, format=format_, root=root, workers=workers, progress=progress)
+    done = load_object(VERBS["pack"])(
+        source, output, format=format_, root=root, workers=workers, px=px, jpeg=jpeg, progress=progress
+    )
     if json:
         say_json({**asdict(done), "output": str(done.output)})
         return

@@ -9,7 +9,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from kiln import pixels
 from kiln.data import formats
 from kiln.data.formats.opening import Facts, Plan, Record, record_of, replace_file, sync
 from kiln.data.prefetch import prefetched
+from kiln.data.reduced import described, reduced
 from kiln.data.source import Source, open_source
 from kiln.errors import DataError, KilnError, ResourceError, UsageError
 
@@ -69,6 +70,8 @@ def pack(
     workers: int | None = None,
     root: str | os.PathLike[str] | None = None,
     class_names: Any = None,
+    px: int | None = None,
+    jpeg: int | None = None,
     progress: Progress | None = None,
 ) -> Packed:
     """Copy a source into one of the forms that `open_source` reads: keys, labels, splits, groups and bytes are the same.
@@ -84,6 +87,8 @@ def pack(
         workers: threads that read; by default two per processor.
         root: as for `open_source`.
         class_names: as for `open_source`.
+        px: write copies whose shorter side is at most this, upright, instead of the files' own bytes.
+        jpeg: quality of these copies; without one their pixels are kept.
         progress: called now and then with what is done and how far it is.
     Raises: UsageError: the output exists, or is being written from another source. DataError: a sample cannot be read,
         or the copy differs. ResourceError: no room.
@@ -94,25 +99,29 @@ def pack(
         raise UsageError(
             "E107", "these samples come already transformed", expected="images as files, bytes or uint8 arrays"
         )
-    place = Path(output)
+    if px is None and jpeg is not None:
+        raise UsageError("E103", f"jpeg = {jpeg} has no effect without px", hint="--px 256 --jpeg 90")
+    original, place = opened, Path(output)
     _refuse_existing(place)
+    opened = opened if px is None else reduced(opened, px=px, quality=jpeg)
+    said = "" if px is None else described(px, jpeg)
     told = progress or (lambda _what, _done, _total: None)
     workers = 2 * (os.cpu_count() or 1) if workers is None else workers
     with _staging(place, opened, format) as staging:
         copy_place = staging / f"copy{_suffix(format)}"
         try:
-            resumed = _write(opened, formats.writer_for(format, copy_place, _plan(opened)), workers, told)
+            resumed = _write(opened, formats.writer_for(format, copy_place, _plan(opened, said)), workers, told)
         except OSError as error:
             raise _no_room(staging, error) from error
         copy = open_source(copy_place)
         _verify(opened, copy, workers, told)
-        rates = _read_rates(opened, copy)
+        rates = _read_rates(original, copy)
         del copy
         copy_place.rename(place)
         sync(place.absolute().parent)
         shutil.rmtree(staging)
-    files_before, bytes_before = _extent(Path(opened.where), opened)
-    files_after, bytes_after = _extent(place, opened)
+    files_before, bytes_before = _extent(Path(original.where), original)
+    files_after, bytes_after = _extent(place, original)
     return Packed(
         place, format, len(opened), resumed, files_before, files_after, bytes_before, bytes_after, *rates,
         time.perf_counter() - began,
@@ -160,7 +169,7 @@ def _staging(place: Path, source: Source, name: str) -> Iterator[Path]:
         os.close(lock)
 
 
-def _plan(source: Source) -> Plan:
+def _plan(source: Source, said: str) -> Plan:
     names = source.class_names or tuple(sorted(set(source.labels or ())))
     class_of = {name: index for index, name in enumerate(names)}
     if source.class_names is not None:  # labels may be numbers that class_names gives a meaning
@@ -168,7 +177,7 @@ def _plan(source: Source) -> Plan:
     sampled = _sampled(len(source))
     sizes = [source.size_of(index) or len(_bytes(source, index)) for index in sampled]
     splits = source.splits or (None,) * len(source)
-    return Plan(Facts.of(source), splits, class_of, max(1, sum(sizes) // len(sizes)))
+    return Plan(replace(Facts.of(source), reduced=said), splits, class_of, max(1, sum(sizes) // len(sizes)))
 
 
 def _bytes(source: Source, index: int) -> bytes:

@@ -61,12 +61,19 @@ class Facts:
     Attributes:
         class_names: names in index order.
         labels: whether samples have labels; likewise `splits` and `groups`.
+        reduced: what was done to the images, in words; empty for copies of the very files.
     """
 
     class_names: tuple[str, ...] | None
     labels: bool
     splits: bool
     groups: bool
+    reduced: str = ""
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What whoever opens the copy is told."""
+        return (f"images were {self.reduced}: training, validation and test see these",) if self.reduced else ()
 
     @classmethod
     def of(cls, source: Source) -> Facts:
@@ -161,6 +168,7 @@ def samples_of(
         groups=[row.group or "" for row in rows] if facts.groups else None,
         class_names=facts.class_names,
         unlabelled=unlabelled(labels, [row.key for row in rows]),
+        notes=facts.notes,
     )
 
 
@@ -186,7 +194,8 @@ def facts_of(about: Any, where: str, *, kind: str, version: int) -> Facts:
     try:
         names = about["facts"]["class_names"]
         flags = [bool(about["facts"][name]) for name in ("labels", "splits", "groups")]
-        return Facts(None if names is None else tuple(map(str, names)), *flags)
+        said = str(about["facts"].get("reduced", ""))
+        return Facts(None if names is None else tuple(map(str, names)), *flags, reduced=said)
     except (KeyError, TypeError) as error:
         raise damaged(where, f"its header lacks {error}") from error
 

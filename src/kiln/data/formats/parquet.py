@@ -13,6 +13,7 @@ import os
 import threading
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -89,7 +90,9 @@ def open_files(request: Request) -> Opened:
         entries += [Entry(0, table.stamp.identity)] * table.num_rows
     if columns.key is None:
         found["key"] = _numbered(found["split"])
-    return Opened(_samples(found, names, entries, class_names, request), TableReader(tables, columns.image))
+    samples = _samples(found, names, entries, class_names, request)
+    notes = facts.notes if facts else ()
+    return Opened(replace(samples, notes=(*samples.notes, *notes)), TableReader(tables, columns.image))
 
 
 def _numbered(splits: Sequence[str | None]) -> list[str]:

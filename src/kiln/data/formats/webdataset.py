@@ -149,6 +149,7 @@ def _own(found: Sequence[_Found], shards: Sequence[Tar], facts: Facts, request: 
         groups=[group or "" for group in columns["group"]] if facts.groups else None,
         class_names=facts.class_names,
         unlabelled=unlabelled(labels, columns["key"]),
+        notes=facts.notes,
     )
 
 
