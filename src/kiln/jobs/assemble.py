@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from kiln.augment import OnDevice
+from kiln.augment.progressive import Progressive
 from kiln.data.collate import pad
 from kiln.data.images import ContractImages, Images, KeptImages
 from kiln.data.loader import Assembler, BadFiles, evaluation_batches
@@ -48,7 +49,7 @@ class Training:
 
     state: State
     step: Step
-    batches: OnDevice
+    batches: OnDevice | Progressive
     schedule: Schedule
     timetable: Timetable
     total_steps: int
@@ -194,7 +195,8 @@ def _memory_format(name: str) -> torch.memory_format:
 def _has_fixed_shapes(settings: Settings) -> bool:
     """Whether all batches that go through the model have one shape."""
     batch, micro = settings["training.batch_size"], settings["training.micro_batch_size"]
-    return bool(settings["training.drop_last"]) and (not micro or batch % micro == 0)
+    same_px = settings["augment.first_px"] is None
+    return same_px and bool(settings["training.drop_last"]) and (not micro or batch % micro == 0)
 
 
 def _step(settings: Settings, model: nn.Module, loss: nn.Module, strategy: Strategy) -> Step:

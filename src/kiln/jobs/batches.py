@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from kiln.augment import Mixing, OnDevice, Policy, Standardized, policy
+from kiln.augment.progressive import Progressive
 from kiln.data.collate import Collate, pad
 from kiln.data.images import ContractImages, Images
 from kiln.data.loader import Assembler, BadFiles, TrainLoader
@@ -27,6 +28,8 @@ from kiln.data.sampler import (
     Weighted,
     class_weights,
 )
+from kiln.data.storage import counted
+from kiln.data.storage import counted
 from kiln.data.transform import TransformedImages
 from kiln.engine.strategy import Strategy
 from kiln.errors import DataError, UsageError
@@ -34,6 +37,8 @@ from kiln.jobs.intake import Indices, Intake
 from kiln.jobs.pixel_form import images_of
 from kiln.jobs.resolve import Settings, chosen_samples, strata_of
 from kiln.models.create import Created, create_model
+from kiln.models.initialise import initialise
+from kiln.models.sizes import takes
 from kiln.models.normalize import standardize_images
 from kiln.names import COLLATES, SAMPLERS, TRANSFORMS, resolve
 from kiln.pixels import PixelContract
@@ -47,7 +52,7 @@ MEASURED_IMAGES = 2048
 class Pipeline:
     """What a training sees: its batches, and what is needed to read them."""
 
-    batches: OnDevice
+    batches: OnDevice | Progressive
     loader: TrainLoader
     created: Created
     contract: PixelContract
@@ -87,12 +92,34 @@ def assemble_batches(settings: Settings, intake: Intake, strategy: Strategy, *, 
     gather = images.training.gather if isinstance(images.training, ResidentImages) else None
     batches = OnDevice(loader, augment, device=device, mean=mean, std=std, mixing=mixing, soften=soften, gather=gather)
     return Pipeline(
-        batches=batches,
+        batches=_growing(settings, batches, created),
         loader=loader,
         created=created,
         contract=contract,
         bad_files=bad_files,
         validation=images.validation,
+    )
+
+
+def _growing(settings: Settings, batches: OnDevice, created: Created) -> OnDevice | Progressive:
+    """The same batches, of smaller images first where that was asked for.
+
+    Raises: UsageError: a first size that is not smaller, or that the model does not take.
+    """
+    first, reached, full = settings["augment.first_px"], settings["augment.full_px_from"], created.spec.img_size
+    if first is None:
+        return batches
+    if first >= full or not takes(created.model, channels=created.spec.channels, img_size=first):
+        raise UsageError(
+            "E102",
+            f"augment.first_px = {first} with {created.spec.name} at {full} px",
+            expected=f"less than {full}, and a size that the model can be trained on",
+            hint="a model with global pooling takes several sizes; a vision transformer is built for one",
+        )
+    steps = len(batches)
+    total = settings["training.epochs"].to_steps(steps_per_epoch=steps)
+    return Progressive(
+        batches, first_px=first, full_px=full, full_step=reached.to_steps(steps_per_epoch=steps, total_steps=total)
     )
 
 
@@ -110,6 +137,15 @@ def _created(settings: Settings, intake: Intake, resuming: bool) -> Created:
         seed=settings["training.seed"],
         classes=intake.classes,
     )
+    rules = settings["model.init"]
+    if rules and not resuming:
+        train = intake.targets[intake.split.train]
+        counts = intake.task.class_counts(train, intake.task.num_outputs(intake.classes))
+        prior = intake.task.prior_logits(counts, len(train)).tolist()
+        given = initialise(created.model, rules, seed=settings["training.seed"], prior=prior)
+        created = replace(
+            created, notes=(*created.notes, f"{counted(len(given), 'parameter')} initialised by model.init")
+        )
     if asked == "auto":
         settings.decide("model.img_size", created.spec.img_size, f"{created.spec.name} was made for it")
     return created

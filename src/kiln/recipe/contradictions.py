@@ -38,7 +38,7 @@ def find_contradictions(values: Mapping[str, Any], defaults: Mapping[str, Any]) 
     """
     return [
         *_without_effect(values, defaults),
-        *_averages_and_patience(values),
+        *_only_beside_another(values, defaults),
         *_empty(values),
         *_not_rising(values),
         *_too_much(values),
@@ -69,10 +69,13 @@ def _without_effect(values: Mapping[str, Any], defaults: Mapping[str, Any]) -> I
         yield Problem("E103", what, expected="augment.mixup or augment.cutmix above 0")
 
 
-def _averages_and_patience(values: Mapping[str, Any]) -> Iterator[Problem]:
+def _only_beside_another(values: Mapping[str, Any], defaults: Mapping[str, Any]) -> Iterator[Problem]:
     if values["training.ema_decay"] and values["training.swa_start"] is not None:
         what = "training.ema_decay and training.swa_start: two averages of the weights, and one can ship"
         yield Problem("E103", what, expected="one of them")
+    if values["augment.first_px"] is None and values["augment.full_px_from"] != defaults["augment.full_px_from"]:
+        what = f"augment.full_px_from = {values['augment.full_px_from']} has no effect without augment.first_px"
+        yield Problem("E103", what, expected="augment.first_px, or no augment.full_px_from")
     if values["training.min_delta"] and values["training.patience"] is None:
         what = f"training.min_delta = {values['training.min_delta']} has no effect without training.patience"
         yield Problem("E103", what, expected="training.patience, or no training.min_delta")

@@ -37,6 +37,7 @@ class Task(Protocol):
     def soften(self, targets: Any, num_outputs: int) -> Any: ...  # noqa: D102
     def target_kind(self, *, mixed: bool) -> str: ...  # noqa: D102
     def class_counts(self, targets: NDArray[Any], num_outputs: int) -> NDArray[np.int64]: ...  # noqa: D102
+    def prior_logits(self, counts: NDArray[np.int64], num_samples: int) -> NDArray[np.float64]: ...  # noqa: D102
     def probabilities(self, logits: NDArray) -> NDArray[np.float64]: ...  # noqa: D102
     def metrics(  # noqa: D102
         self,

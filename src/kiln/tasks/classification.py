@@ -84,6 +84,15 @@ class Classification:
         """(K,) how many of the targets (N,) are of each class."""
         return np.bincount(targets, minlength=num_outputs)
 
+    def prior_logits(self, counts: NDArray[np.int64], num_samples: int) -> NDArray[np.float64]:
+        """(K,) outputs of a model that knows nothing but how often each class occurs; one sample of each is added.
+
+        Args:
+            counts: as from `class_counts`.
+            num_samples: that were counted.
+        """
+        return np.log((counts + 1) / (num_samples + len(counts)))
+
     def probabilities(self, logits: NDArray) -> NDArray[np.float64]:
         """Softmax over the last axis, in float64."""
         return metrics.softmax(logits)

@@ -103,6 +103,10 @@ class Multilabel:
         """(K,) how many of the targets (N, K) have each label."""
         return np.asarray(targets).astype(np.int64).sum(axis=0)
 
+    def prior_logits(self, counts: NDArray[np.int64], num_samples: int) -> NDArray[np.float64]:
+        """(K,) outputs of a model that knows nothing but how often each label is set; see classification's."""
+        return np.log((counts + 1) / (num_samples - counts + 1))
+
     def probabilities(self, logits: NDArray) -> NDArray[np.float64]:
         """Sigmoid of each, in float64."""
         return metrics.sigmoid(logits)
