@@ -1,14 +1,16 @@
 """Augmentation of a batch of 128 uint8 images at 224 px into normalised float32, Kiln and torchvision, same operations.
 
-    python benchmarks/augment.py [--json PATH] [--quick] [--rounds N] [--device cuda]
+    python benchmarks/augment.py [--json PATH] [--quick] [--rounds N] [--policies NAME ...] [--device cuda]
 
 Claims, on the CPU: per sample, `standard` is at least 8 times and `trivial` at least 2.5 times as fast as torchvision v2.
 
-How: Kiln takes the batch in one process with as many threads as there are cores. torchvision takes each sample alone, in as
-many processes as there are cores, one thread each; a process writes its normalised samples straight into a shared batch,
-which is less than a DataLoader does. Arms take turns, round after round; the ratio is the median over rounds of the ratio
-within a round. Probabilities are the same on both sides, the numbers drawn are not. With `--device cuda` torchvision works on
-whole batches with one set of parameters for all (it has no others), kornia with parameters per sample; Kiln likewise.
+How: Kiln takes the batch in one process with as many threads as there are cores, compiled by Numba where that is installed
+(`pip install 'torchkiln[fast]'`). torchvision takes each sample alone, in as many processes as there are cores, one thread
+each; a process writes its normalised samples straight into a shared batch, which is less than a DataLoader does. Arms take
+turns, round after round; the ratio is the median over rounds of the ratio within a round. Beside it stands the ratio of the
+time that threads and processes spent on the processor, which other work on the machine disturbs less. Probabilities are the
+same on both sides, the numbers drawn are not. With `--device cuda` torchvision works on whole batches with one set of
+parameters for all (it has no others), kornia with parameters per sample; Kiln likewise.
 """
 
 from __future__ import annotations
@@ -19,7 +21,7 @@ import os
 import statistics
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,12 +32,12 @@ import record
 import torch
 from torch import Tensor
 
-from kiln.augment import policy
+from kiln.augment import backend, policy
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 POLICIES = ("light", "standard", "trivial", "rand(2,9)", "autoaugment(imagenet)")
 TARGETS = {"standard": 8.0, "trivial": 2.5}
-PACKAGES = ("torch", "torchvision", "kornia", "numpy", "torchkiln")
+PACKAGES = ("torch", "torchvision", "kornia", "numpy", "numba", "torchkiln")
 NUM_PROCESSES = os.cpu_count() or 1
 
 
@@ -89,9 +91,10 @@ def work_on_samples(images: Tensor, out: Tensor, rows: range, orders: Any) -> No
     transforms: dict[str, Callable[[Tensor], Tensor]] = {}
     while (name := orders.recv()) is not None:
         transform = transforms.setdefault(name, torchvision_v2(name))
+        start = time.process_time()
         for row in rows:
             out[row] = transform(images[row])
-        orders.send(True)
+        orders.send(time.process_time() - start)
 
 
 class Processes:
@@ -110,11 +113,11 @@ class Processes:
             self.pipes.append(mine)
             self.workers.append(worker)
 
-    def __call__(self, name: str) -> None:
+    def __call__(self, name: str) -> float:
+        """One batch. Returns: seconds that the processes spent on it, together."""
         for pipe in self.pipes:
             pipe.send(name)
-        for pipe in self.pipes:
-            pipe.recv()
+        return sum(pipe.recv() for pipe in self.pipes)
 
     def stop(self) -> None:
         for pipe, worker in zip(self.pipes, self.workers, strict=True):
@@ -122,10 +125,12 @@ class Processes:
             worker.join()
 
 
-def arms_of(images: Tensor, device: torch.device, samples: Processes | None) -> dict[str, dict[str, Callable[[], Any]]]:
+def arms_of(
+    names: Sequence[str], images: Tensor, device: torch.device, samples: Processes | None
+) -> dict[str, dict[str, Callable[[], Any]]]:
     """For each policy, what each side does to the batch."""
     arms: dict[str, dict[str, Callable[[], Any]]] = {}
-    for name in POLICIES:
+    for name in names:
         ours = kiln(name, device)
         mine: dict[str, Callable[[], Any]] = {"kiln": lambda ours=ours: ours(images)}
         if samples is not None:
@@ -152,24 +157,32 @@ def run_rounds(
         for name, sides in arms.items():
             order = list(sides.items())
             for side, work in order[round_ % len(order) :] + order[: round_ % len(order)]:
-                start = time.perf_counter()
-                work()
+                start, cpu = time.perf_counter(), time.process_time()
+                elsewhere = work()
                 if device.type == "cuda":
                     torch.cuda.synchronize()
                 if round_ >= 0:
                     ms = 1000 * (time.perf_counter() - start)
-                    rows.append({"policy": name, "side": side, "round": round_, "ms_per_batch": ms})
+                    cpu = time.process_time() - cpu + (elsewhere if isinstance(elsewhere, float) else 0.0)
+                    row = {
+                        "policy": name,
+                        "side": side,
+                        "round": round_,
+                        "ms_per_batch": ms,
+                        "cpu_ms_per_batch": 1000 * cpu,
+                    }
+                    rows.append(row)
     return rows
 
 
-def times(rows: list[dict[str, Any]], name: str, side: str) -> list[float]:
+def times(rows: list[dict[str, Any]], name: str, side: str, what: str = "ms_per_batch") -> list[float]:
     """Of one side, in the order of the rounds."""
-    return [row["ms_per_batch"] for row in rows if (row["policy"], row["side"]) == (name, side)]
+    return [row[what] for row in rows if (row["policy"], row["side"]) == (name, side)]
 
 
-def ratios(rows: list[dict[str, Any]], name: str, side: str) -> list[float]:
+def ratios(rows: list[dict[str, Any]], name: str, side: str, what: str = "ms_per_batch") -> list[float]:
     """How many times as long a side took as Kiln, round by round."""
-    return [a / b for a, b in zip(times(rows, name, side), times(rows, name, "kiln"), strict=True)]
+    return [a / b for a, b in zip(times(rows, name, side, what), times(rows, name, "kiln", what), strict=True)]
 
 
 def show(rows: list[dict[str, Any]], title: str, batch_size: int) -> None:
@@ -178,11 +191,13 @@ def show(rows: list[dict[str, Any]], title: str, batch_size: int) -> None:
     for name, side in dict.fromkeys((row["policy"], row["side"]) for row in sorted(rows, key=lambda r: r["policy"])):
         mine, more = times(rows, name, side), ratios(rows, name, side)
         low, _, high = statistics.quantiles(more, n=4) if len(more) > 1 else (more[0],) * 3
-        middle = 1000 * statistics.median(mine) / batch_size
-        fastest = 1000 * min(mine) / batch_size
-        cells = (f"{middle:.0f}", f"{fastest:.0f}", f"{statistics.median(more):.2f}", f"{low:.2f} .. {high:.2f}")
-        lines.append((f"{name} {side}", *cells, str(len(mine))))
-    record.show(title, ("policy, side", "us/sample", "fastest", "x kiln", "middle half", "n"), lines)
+        cpu = statistics.median(times(rows, name, side, "cpu_ms_per_batch"))
+        cells = [f"{1000 * value / batch_size:.0f}" for value in (statistics.median(mine), min(mine), cpu)]
+        cpu_ratio = statistics.median(ratios(rows, name, side, "cpu_ms_per_batch"))
+        cells += [f"{statistics.median(more):.2f}", f"{low:.2f} .. {high:.2f}", f"{cpu_ratio:.2f}", str(len(mine))]
+        lines.append((f"{name} {side}", *cells))
+    columns = ("policy, side", "us/sample", "fastest", "cpu", "x kiln", "middle half", "x cpu", "n")
+    record.show(title, columns, lines)
 
 
 def main() -> int:
@@ -190,6 +205,7 @@ def main() -> int:
     parser.add_argument("--json", type=Path, help="write machine, versions, raw rows and claims here")
     parser.add_argument("--quick", action="store_true", help="prove in under a minute that the script works")
     parser.add_argument("--rounds", type=int, default=15, help="how often the arms take turns")
+    parser.add_argument("--policies", nargs="+", default=POLICIES, choices=POLICIES, metavar="NAME", help="only these")
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
     parser.add_argument("--batch-size", type=int, default=128)
     given = parser.parse_args()
@@ -200,12 +216,18 @@ def main() -> int:
     images = torch.nn.functional.interpolate(coarse, size=(224, 224), mode="bicubic").clamp_(0, 1).mul_(255)
     images = images.to(device=device, dtype=torch.uint8)
     samples = Processes(images) if device.type == "cpu" else None
-    rows = run_rounds(arms_of(images, device, samples), 2 if given.quick else given.rounds, device)
+    rows = run_rounds(arms_of(given.policies, images, device, samples), 2 if given.quick else given.rounds, device)
     if samples is not None:
         samples.stop()
-    show(rows, f"batch {given.batch_size}, 224 px, {device}, {NUM_PROCESSES} cores, medians", given.batch_size)
+    show(
+        rows,
+        f"batch {given.batch_size}, 224 px, {NUM_PROCESSES} cores, medians, kiln by {backend(device)}",
+        given.batch_size,
+    )
     claims = []
     for name, target in TARGETS.items() if device.type == "cpu" else ():
+        if name not in given.policies:
+            continue
         value = statistics.median(ratios(rows, name, "torchvision"))
         claims.append(
             record.Claim(f"{name}: torchvision's time, ratio to Kiln's", value, f">= {target}", value >= target)

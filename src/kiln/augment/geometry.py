@@ -6,6 +6,7 @@ middle of the image: x to the right, y down. Matrices are made and composed on t
 
 from __future__ import annotations
 
+from functools import cached_property
 from typing import Literal
 
 import numpy as np
@@ -213,18 +214,22 @@ class Places:
     """
 
     def __init__(self, matrix: Tensor, *, size: tuple[int, int], device: torch.device) -> None:
-        height, width = size
+        self.size, (height, width) = size, size
         self.projective = bool((matrix[:, 2] != matrix.new_tensor([0.0, 0.0, 1.0])).any())
         units = matrix.new_tensor([2.0 / width, 2.0 / height, 1.0]).view(3, 1)
-        m = (matrix * units).to(device=device, dtype=torch.float32).unsqueeze(-1)  # (B, 3, 3, 1)
-        x = torch.arange(width, device=device, dtype=torch.float32) - (width - 1) / 2
-        y = torch.arange(height, device=device, dtype=torch.float32) - (height - 1) / 2
-        self.across = (m[:, :, 0] * x).unsqueeze(-2)  # (B, 3, 1, W)
-        self.down = (m[:, :, 1] * y + m[:, :, 2]).unsqueeze(-1)  # (B, 3, H, 1)
+        self.matrix = (matrix * units).to(device=device, dtype=torch.float32)  # (B, 3, 3)
+
+    @cached_property
+    def tables(self) -> tuple[Tensor, Tensor]:
+        """What a column adds, (B, 3, 1, W), and what a row adds, (B, 3, H, 1)."""
+        (height, width), m = self.size, self.matrix.unsqueeze(-1)
+        x = torch.arange(width, device=m.device, dtype=torch.float32) - (width - 1) / 2
+        y = torch.arange(height, device=m.device, dtype=torch.float32) - (height - 1) / 2
+        return (m[:, :, 0] * x).unsqueeze(-2), (m[:, :, 1] * y + m[:, :, 2]).unsqueeze(-1)
 
     def grid(self, rows: slice | Tensor) -> Tensor:
         """(B, H, W, 2) for some rows."""
-        across, down = self.across[rows], self.down[rows]
+        across, down = (table[rows] for table in self.tables)
         grid = across[:, :2] + down[:, :2]
         if self.projective:
             grid = grid / (across[:, 2:] + down[:, 2:])

@@ -34,8 +34,7 @@ class Work(NamedTuple):
         across: (B,) bool, mirrored left to right, when not warped.
         down: (B,) bool, mirrored top to bottom, when not warped.
         warped: (B,) bool.
-        columns: (B, 3, W) float32, with `lines` the places of `geometry.Places`.
-        lines: (B, 3, H) float32.
+        matrices: (B, 3, 3) float32, those of `geometry.Places`.
         projective: whether places are divided by the third coordinate.
         linear: (B, 3, 3) float32, what a colour is multiplied by.
         of_mean: (B, 3, 3) float32, what the mean colour adds.
@@ -55,8 +54,7 @@ class Work(NamedTuple):
     across: Array
     down: Array
     warped: Array
-    columns: Array
-    lines: Array
+    matrices: Array
     projective: bool
     linear: Array
     of_mean: Array
@@ -154,17 +152,24 @@ def pack(levels: Array, pixels_together: bool, words: Array) -> None:
 
 
 @kernel
-def locate(columns: Array, lines: Array, y: int, projective: bool, height: int, places: Array, shares: Array) -> None:
-    """Where the pixels of a line come from: `grid_sample`'s arithmetic; what lies outside is moved to the border."""
+def locate(matrix: Array, y: int, projective: bool, height: int, places: Array, shares: Array) -> None:
+    """Where the pixels of a line come from, in the order of `Places` and `grid_sample`: theirs to the last bit, but for
+    what lies outside, which is moved to the border.
+    """
     width = len(places)
-    across, down, depth, right, below = columns[0], columns[1], columns[2], shares[0], shares[1]
-    x_line, y_line, depth_line = lines[0, y], lines[1, y], lines[2, y]
-    x_scale, y_scale, one, half = float32(width / 2), float32(height / 2), float32(1), float32(0.5)
-    x_end, y_end, stride = float32(width), float32(height), int32(width + 3)
+    right, below = shares[0], shares[1]
+    one, half, x_middle = float32(1), float32(0.5), float32((width - 1) / 2)
+    y_here = float32(y) - float32((height - 1) / 2)
+    of_x, of_y, of_depth = matrix[0, 0], matrix[1, 0], matrix[2, 0]
+    x_line, y_line = matrix[0, 1] * y_here + matrix[0, 2], matrix[1, 1] * y_here + matrix[1, 2]
+    depth_line = matrix[2, 1] * y_here + matrix[2, 2]
+    x_scale, y_scale, x_end, y_end = float32(width / 2), float32(height / 2), float32(width), float32(height)
+    stride = int32(width + 3)
     for x in range(width):
-        x_place, y_place = across[x] + x_line, down[x] + y_line
+        x_here = float32(int32(x)) - x_middle
+        x_place, y_place = of_x * x_here + x_line, of_y * x_here + y_line
         if projective:
-            divisor = depth[x] + depth_line
+            divisor = of_depth * x_here + depth_line
             x_place /= divisor
             y_place /= divisor
         x_place = min(max((x_place + one) * x_scale - half, -one), x_end)
@@ -176,7 +181,7 @@ def locate(columns: Array, lines: Array, y: int, projective: bool, height: int, 
 
 
 @kernel
-def warp(columns: Array, lines: Array, projective: bool, planes: Array, memory: Memory) -> None:
+def warp(matrix: Array, projective: bool, planes: Array, memory: Memory) -> None:
     """The image in words, interpolated, into planes (3, H * W)."""
     width = len(memory.places)
     height = planes.shape[1] // width
@@ -186,7 +191,7 @@ def warp(columns: Array, lines: Array, projective: bool, planes: Array, memory: 
     upper_left, upper_right, lower_left, lower_right = corners[0], corners[1], corners[2], corners[3]
     one = float32(1)
     for y in range(height):
-        locate(columns, lines, y, projective, height, places, memory.shares)
+        locate(matrix, y, projective, height, places, memory.shares)
         for x in range(width):
             place = uint64(places[x])
             upper_left[x] = words[place]
@@ -258,7 +263,7 @@ def move_one(work: Work, n: int, planes: Array, memory: Memory) -> None:
     """An image mirrored or warped into planes (3, H * W)."""
     if work.warped[n]:
         pack(work.levels[n], work.pixels_together, memory.words)
-        warp(work.columns[n], work.lines[n], work.projective, planes, memory)
+        warp(work.matrices[n], work.projective, planes, memory)
     else:
         take(work.levels[n], work.pixels_together, work.across[n], work.down[n], planes)
 

@@ -34,20 +34,18 @@ class Levels(NamedTuple):
     Attributes:
         levels: (B, 3, H, W) uint8, contiguous, changed in place.
         rows: (N,) int64, the images.
-        columns: (N, 3, W) float32, with `lines` the places of `geometry.Places`.
-        lines: (N, 3, H) float32.
+        matrices: (N, 3, 3) float32, those of `geometry.Places`, none of them projective.
         linear: (N, 3, 3) float32, what a colour is multiplied by.
         of_mean: (N, 3, 3) float32, what the mean colour adds.
-        factor: (N,) float32, of sharpness.
+        magnitudes: (N,) float32: the factor of sharpness, the first level that is inverted, the mask of the bits that stay.
     """
 
     levels: Array
     rows: Array
-    columns: Array
-    lines: Array
+    matrices: Array
     linear: Array
     of_mean: Array
-    factor: Array
+    magnitudes: Array
 
 
 @kernel
@@ -58,15 +56,19 @@ def mirror(work: Mirrored, start: int, stop: int, memory: Memory) -> None:  # no
 
 
 @kernel
-def round_places(columns: Array, lines: Array, y: int, height: int, places: Array) -> None:
+def round_places(matrix: Array, y: int, height: int, places: Array) -> None:
     """The nearest pixel to each place of a line, as `grid_sample` rounds; what lies outside is moved to the border."""
     width = len(places)
-    across, down, x_line, y_line = columns[0], columns[1], lines[0, y], lines[1, y]
-    x_scale, y_scale, one, half = float32(width / 2), float32(height / 2), float32(1), float32(0.5)
-    x_end, y_end, stride = float32(width), float32(height), int32(width + 3)
+    one, half, x_middle = float32(1), float32(0.5), float32((width - 1) / 2)
+    y_here = float32(y) - float32((height - 1) / 2)
+    of_x, of_y = matrix[0, 0], matrix[1, 0]
+    x_line, y_line = matrix[0, 1] * y_here + matrix[0, 2], matrix[1, 1] * y_here + matrix[1, 2]
+    x_scale, y_scale, x_end, y_end = float32(width / 2), float32(height / 2), float32(width), float32(height)
+    stride = int32(width + 3)
     for x in range(width):
-        x_place = min(max((across[x] + x_line + one) * x_scale - half, -one), x_end)
-        y_place = min(max((down[x] + y_line + one) * y_scale - half, -one), y_end)
+        x_here = float32(int32(x)) - x_middle
+        x_place = min(max((of_x * x_here + x_line + one) * x_scale - half, -one), x_end)
+        y_place = min(max((of_y * x_here + y_line + one) * y_scale - half, -one), y_end)
         places[x] = uint32((int32(np.rint(y_place)) + int32(1)) * stride + int32(np.rint(x_place)) + int32(1))
 
 
@@ -79,7 +81,7 @@ def nearest(work: Levels, start: int, stop: int, memory: Memory) -> None:
         image = work.levels[work.rows[k]]
         pack(image, False, memory.words)
         for y in range(height):
-            round_places(work.columns[k], work.lines[k], y, height, places)
+            round_places(work.matrices[k], y, height, places)
             for x in range(width):
                 found[x] = words[uint64(places[x])]
             red, green, blue = image[0, y], image[1, y], image[2, y]
@@ -102,6 +104,25 @@ def recolor(work: Levels, start: int, stop: int, memory: Memory) -> None:
         flat = image.reshape(-1)
         for x in range(len(flat)):
             flat[x] = uint8(int32(np.rint(painted[x])))
+
+
+@kernel
+def mask_bits(work: Levels, start: int, stop: int, memory: Memory) -> None:  # noqa: ARG001 -- as all kernels
+    """Posterise: the highest bits stay."""
+    for k in range(start, stop):
+        mask, flat = uint8(int32(work.magnitudes[k])), work.levels[work.rows[k]].reshape(-1)
+        for x in range(len(flat)):
+            flat[x] &= mask
+
+
+@kernel
+def invert_from(work: Levels, start: int, stop: int, memory: Memory) -> None:  # noqa: ARG001 -- as all kernels
+    """Solarise: the levels from a threshold on are inverted."""
+    for k in range(start, stop):
+        limit, flat = work.magnitudes[k], work.levels[work.rows[k]].reshape(-1)
+        for x in range(len(flat)):
+            level = flat[x]
+            flat[x] = uint8(255) - level if float32(level) >= limit else level
 
 
 @kernel
@@ -153,7 +174,7 @@ def sharpen(work: Levels, start: int, stop: int, memory: Memory) -> None:
     share, low, top = float32(1.0 / 13.0), float32(0), float32(255)
     source = memory.planes[0]
     for k in range(start, stop):
-        strength = float32(1) - work.factor[k]
+        strength = float32(1) - work.magnitudes[k]
         for channel in range(3):
             plane = work.levels[work.rows[k], channel]
             flat = plane.reshape(-1)

@@ -103,7 +103,6 @@ def _by_kernels(images: Tensor, values: Tensor, *, mirrored: tuple[Mask, Mask], 
     from kiln.augment import kernels
 
     num, _, height, width = images.shape
-    none = np.zeros((num, 3, 1), np.float32)
     work = kernels.Work(
         levels=compiled.as_stored(images),
         out=compiled.as_stored(values),
@@ -112,8 +111,7 @@ def _by_kernels(images: Tensor, values: Tensor, *, mirrored: tuple[Mask, Mask], 
         across=mirrored[0],
         down=mirrored[1],
         warped=np.zeros(num, bool),
-        columns=none,
-        lines=none,
+        matrices=np.zeros((num, 3, 3), np.float32),
         projective=False,
         linear=torch.diag(scale.flatten()).expand(num, 3, 3).contiguous().numpy(),
         of_mean=np.zeros((num, 3, 3), np.float32),

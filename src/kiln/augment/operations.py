@@ -43,6 +43,9 @@ MATRICES: dict[str, Callable[..., Tensor]] = {
 }
 """Warps by the nearest pixel: magnitudes (B,) and the images' height and width -> (B, 3, 3)."""
 
+SHIFTS = {"TranslateX": (1.0, 0.0), "TranslateY": (0.0, 1.0)}
+"""To the right and down, of whole pixels."""
+
 FACTORS = {"Brightness": "brightness", "Color": "saturation", "Contrast": "contrast"}
 """Steps of colour whose factor is 1 and the magnitude."""
 
@@ -187,23 +190,24 @@ class Operations(ABC):
 
     def _apply_(self, levels: Tensor, chosen: Params, magnitudes: Params) -> None:
         """Each row through its operation; rows with the same one together, in pieces."""
-        size = chunk_rows(levels)
         for index in np.unique(chosen).astype(int).tolist():
             name, alike = NAMES[index], np.flatnonzero(chosen == index)
+            magnitude = torch.from_numpy(magnitudes[alike])
+            if self.ranges.translate_unit == "share" and name in SHIFTS:
+                magnitude = magnitude * levels.shape[-1 if name == "TranslateX" else -2]
             if name in IN_PLACE and compiled.takes(levels):
-                _operate_(levels, alike, name, torch.from_numpy(magnitudes[alike]))
-                continue
-            for start in range(0, 0 if name == "Identity" else len(alike), size):
-                rows = alike[start : start + size]
-                magnitude = torch.from_numpy(magnitudes[rows])
-                if self.ranges.translate_unit == "share" and name.startswith("Translate"):
-                    magnitude = magnitude * levels.shape[-1 if name.endswith("X") else -2]
-                there = torch.from_numpy(rows).to(levels.device)
-                levels.index_copy_(0, there, OPERATIONS[name](levels.index_select(0, there), magnitude))
+                _operate_(levels, alike, name, magnitude)
+            elif name != "Identity":
+                _operate_in_pieces_(levels, alike, name, magnitude)
 
 
-IN_PLACE = (*MATRICES, *FACTORS, "Sharpness", "AutoContrast", "Equalize")
-"""What `level_kernels.py` does at least twice as fast as torch's operations."""
+def _operate_in_pieces_(levels: Tensor, rows: NDArray[np.int64], name: str, magnitudes: Tensor) -> None:
+    """One operation on some rows, by torch."""
+    size = chunk_rows(levels)
+    for start in range(0, len(rows), size):
+        there = torch.from_numpy(rows[start : start + size]).to(levels.device)
+        changed = OPERATIONS[name](levels.index_select(0, there), magnitudes[start : start + size])
+        levels.index_copy_(0, there, changed)
 
 
 def _mirror(images: Tensor, across: NDArray[np.bool_], down: NDArray[np.bool_], levels: Tensor) -> None:
@@ -217,29 +221,38 @@ def _mirror(images: Tensor, across: NDArray[np.bool_], down: NDArray[np.bool_], 
     compiled.in_threads(level_kernels.mirror, work, slice(0, len(images)), size=size)
 
 
+IN_PLACE = tuple(name for name in NAMES if name not in ("Identity", "Invert"))
+"""What `level_kernels.py` does; the other two cost torch next to nothing."""
+
+
 def _operate_(levels: Tensor, rows: NDArray[np.int64], name: str, magnitudes: Tensor) -> None:
     """One operation on some rows of (B, 3, H, W) levels."""
     from kiln.augment import level_kernels
 
     size, num = (levels.shape[-2], levels.shape[-1]), len(rows)
+    matrix = torch.eye(3, dtype=torch.float64).repeat(num, 1, 1)
+    if name in MATRICES:
+        matrix = MATRICES[name](magnitudes, size=size)
+    elif name in SHIFTS:
+        matrix[:, :2, 2] = -magnitudes.trunc().unsqueeze(1) * matrix.new_tensor(SHIFTS[name])
     steps = color.color_steps(num, 3, **({FACTORS[name]: 1 + magnitudes} if name in FACTORS else {}))
-    matrix = MATRICES[name](magnitudes, size=size) if name in MATRICES else torch.zeros(num, 3, 3, dtype=torch.float64)
-    places = geometry.Places(matrix, size=size, device=levels.device)
     kernels = {
+        **dict.fromkeys((*MATRICES, *SHIFTS), level_kernels.nearest),
+        **dict.fromkeys(FACTORS, level_kernels.recolor),
         "Sharpness": level_kernels.sharpen,
+        "Posterize": level_kernels.mask_bits,
+        "Solarize": level_kernels.invert_from,
         "AutoContrast": level_kernels.stretch,
         "Equalize": level_kernels.equalize,
     }
-    kernels |= dict.fromkeys(MATRICES, level_kernels.nearest) | dict.fromkeys(FACTORS, level_kernels.recolor)
-    linear, of_mean = (part.contiguous().numpy() for part in steps)
+    amounts = {"Sharpness": 1 + magnitudes, "Solarize": 255 * magnitudes, "Posterize": 256 - 2 ** (8 - magnitudes)}
     work = level_kernels.Levels(
         levels=levels.numpy(),
         rows=rows,
-        columns=places.across.squeeze(2).contiguous().numpy(),
-        lines=places.down.squeeze(3).contiguous().numpy(),
-        linear=linear,
-        of_mean=of_mean,
-        factor=1 + magnitudes.to(torch.float32).numpy(),
+        matrices=geometry.Places(matrix, size=size, device=levels.device).matrix.contiguous().numpy(),
+        linear=steps[0].contiguous().numpy(),
+        of_mean=steps[1].contiguous().numpy(),
+        magnitudes=amounts.get(name, magnitudes).to(torch.float32).numpy(),
     )
     compiled.in_threads(kernels[name], work, slice(0, num), size=size)
 
