@@ -166,6 +166,10 @@ def test_losses_as_objects_from_python(photos, tmp_path):
     assert named.recipe.loss.name == "torch.nn.modules.loss:CrossEntropyLoss"
     made = train(photos, tmp_path / "runs", loss=nn.CrossEntropyLoss(label_smoothing=0.0))
     assert made.recipe.loss.name == "object:CrossEntropyLoss"
+    assert (
+        "E0, best effort: the loss is an object, which a resume must be given again"
+        in (made.path / "log.txt").read_text()
+    )
     assert "exactness E0" in read_yaml(made.path / RESOLVED, kind="resolved")["reasons"]["loss.name"]
     local = train(photos, tmp_path / "runs", loss=lambda outputs, targets: F.cross_entropy(outputs, targets))
     own = train(photos, tmp_path / "runs", loss=plain_loss)

@@ -8,6 +8,7 @@ from kiln.data.transform import TransformedImages, takes_rng
 from kiln.jobs.assemble import Training
 from kiln.jobs.intake import Intake
 from kiln.jobs.resolve import Settings
+from kiln.names import OBJECT
 from kiln.observe.progress import Progress
 
 SHOWN = (
@@ -39,6 +40,10 @@ def describe(training: Training, settings: Settings, intake: Intake, progress: P
     say(f"model      {spec.name}, {num_parameters(training)} parameters, {sizes}")
     for line in fine_tuning(training):
         say(f"training   {line}")
+    if settings.values["finetune.freeze_norm"] == "statistics" and (
+        why := settings.reasons.get("finetune.freeze_norm")
+    ):
+        say(f"decided    finetune.freeze_norm = statistics: {why}")
     for name in SHOWN:
         if name in settings.reasons:
             say(f"decided    {name} = {as_set(settings.values[name])}: {settings.reasons[name]}")
@@ -96,6 +101,8 @@ def exactness(training: Training, settings: Settings) -> str:
         return "E0, best effort: the transform may hold randomness of its own (one with a parameter rng is exact)"
     if ":" in settings.values["data.collate"]:
         return "E0, best effort: the collate function may hold randomness of its own"
+    if OBJECT in settings.values["loss.name"]:
+        return "E0, best effort: the loss is an object, which a resume must be given again"
     if isinstance(sampler, Foreign):
         return "E0, best effort: the sampler is your own"
     if training.state.device.type == "cpu" or settings.values["run.determinism"] == "strict":
