@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 
 import torch
@@ -24,6 +25,36 @@ def _crop(images: Tensor, down: float, right: float) -> Tensor:
     return as_levels(F.interpolate(part, size=(height, width), mode="bilinear", align_corners=False), images)
 
 
+SCALES = (0.25, 4.0)
+"""The smallest and the largest of `scale(FACTOR)`."""
+
+
+def scaled(images: Tensor, factor: float) -> Tensor:
+    """The same images nearer or farther, about the middle, at the same size.
+
+    Args:
+        images: (B, C, H, W), uint8 or floating.
+        factor: above 1 the middle, enlarged; below 1 the whole, reduced with antialiasing, its border continued outwards.
+    Returns: a new tensor of the same shape and dtype.
+    Raises: UsageError: outside `SCALES`.
+    """
+    check_images(images)
+    if not SCALES[0] <= factor <= SCALES[1]:
+        raise UsageError("E102", f"scale({factor:g})", expected=f"a factor from {SCALES[0]:g} to {SCALES[1]:g}")
+    height, width = images.shape[-2:]
+    values = images.to(torch.float32)
+    if factor >= 1:
+        tall, wide = max(round(height / factor), 1), max(round(width / factor), 1)
+        top, left = (height - tall) // 2, (width - wide) // 2
+        part = values[..., top : top + tall, left : left + wide]
+        return as_levels(F.interpolate(part, size=(height, width), mode="bilinear", align_corners=False), images)
+    tall, wide = max(round(height * factor), 1), max(round(width * factor), 1)
+    small = F.interpolate(values, size=(tall, wide), mode="bilinear", align_corners=False, antialias=True)
+    down, right = (height - tall) // 2, (width - wide) // 2
+    border = (right, width - wide - right, down, height - tall - down)
+    return as_levels(F.pad(small, border, mode="replicate"), images)
+
+
 VIEWS: dict[str, Callable[[Tensor], Tensor]] = {
     "identity": lambda images: images.clone(),
     "hflip": lambda images: images.flip(-1),
@@ -42,7 +73,7 @@ def views(images: Tensor, names: Sequence[str]) -> Tensor:
 
     Args:
         images: (B, C, H, W), uint8 or floating.
-        names: of `VIEWS`; several steps are joined by `+`, as in `center+hflip`.
+        names: of `VIEWS`, or `scale(FACTOR)`; several steps are joined by `+`, as in `scale(1.25)+hflip`.
     Returns: (V, B, C, H, W), a new tensor of the same dtype.
     Raises: UsageError: no names, or an unknown one.
     """
@@ -53,8 +84,14 @@ def views(images: Tensor, names: Sequence[str]) -> Tensor:
     for name in names:
         view = images
         for step in name.split("+"):
-            if step not in VIEWS:
-                raise UsageError("E101", f"view {step!r}", got=step, choices=tuple(VIEWS))
-            view = VIEWS[step](view)
+            view = _seen(view, step)
         seen.append(view)
     return torch.stack(seen)
+
+
+def _seen(images: Tensor, step: str) -> Tensor:
+    if found := re.fullmatch(r"scale\((\d+(?:\.\d+)?)\)", step):
+        return scaled(images, float(found[1]))
+    if step not in VIEWS:
+        raise UsageError("E101", f"view {step!r}", got=step, choices=(*VIEWS, "scale(1.25)"))
+    return VIEWS[step](images)
