@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 import pytest
 import timm
@@ -27,7 +28,7 @@ STEPS = 8
 LEFT_OUT = ("bnb", "fused", "adahessian", "kron")  # other packages, second derivatives, compiled
 
 
-def network(dtype=torch.float64, *, batch_norm=False):
+def network(dtype=torch.float64, *, batch_norm=False) -> Any:
     torch.manual_seed(0)
     norm = nn.BatchNorm2d(6) if batch_norm else nn.GroupNorm(2, 6)
     return nn.Sequential(nn.Conv2d(3, 6, 3, padding=1), norm, nn.Tanh(), nn.Flatten(), nn.Linear(96, 3)).to(dtype)
@@ -141,7 +142,7 @@ def test_muon_is_torchs_on_flattened_kernels_and_adamw_on_the_rest(memory_format
     muon = torch.optim.Muon([flat], lr=0.02, weight_decay=0.1, momentum=0.95, adjust_lr_fn="match_rms_adamw")
     decayed, rest = plain_groups(reference, 0.1)
     decayed["params"] = decayed["params"][1:]
-    adamw = torch.optim.AdamW([decayed, rest], lr=0.02, fused=True)
+    adamw = torch.optim.AdamW([decayed, rest], lr=0.02)
 
     def step_muon(_):
         flat.grad, kernel.grad = kernel.grad.reshape(6, 27), None
@@ -259,7 +260,7 @@ def test_clipping_sees_the_mean_gradient_of_the_whole_batch(kind, micro):
 
 @pytest.mark.parametrize("name", ["resnet18", "vit_tiny_patch16_224", "convnext_atto", "swin_tiny_patch4_window7_224"])
 def test_layer_decay_and_exemptions_are_timms(name):
-    model = timm.create_model(name, num_classes=3)
+    model: Any = timm.create_model(name, num_classes=3)
     exempt = model.no_weight_decay() if hasattr(model, "no_weight_decay") else ()
     ours = parameter_groups(model, lr=1e-3, weight_decay=0.05, layer_decay=0.75)
     theirs = param_groups_layer_decay(model, 0.05, exempt, layer_decay=0.75)

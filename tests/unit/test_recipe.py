@@ -84,10 +84,10 @@ def test_unknown_names_are_refused_with_the_closest(wrong, meant):
 @pytest.mark.parametrize(
     ("assignment", "expected"),
     [
-        ("training.batch_size=x", "auto or a whole number >= 1"),
-        ("training.batch_size=0", "auto or a whole number >= 1"),
-        ("training.batch_size=true", "auto or a whole number >= 1"),
-        ("training.batch_size=1.5", "auto or a whole number >= 1"),
+        ("training.batch_size=x", "auto or all or a whole number >= 1"),
+        ("training.batch_size=0", "auto or all or a whole number >= 1"),
+        ("training.batch_size=true", "auto or all or a whole number >= 1"),
+        ("training.batch_size=1.5", "auto or all or a whole number >= 1"),
         ("optim.lr=0", "auto or a number > 0"),
         ("optim.lr=.nan", "auto or a number > 0"),
         ("optim.lr=.inf", "auto or a number > 0"),
@@ -315,7 +315,7 @@ def test_the_schema_describes_every_field():
     ]
     assert described == list(FIELDS)
     batch = schema["properties"]["training"]["properties"]["batch_size"]
-    assert batch["anyOf"] == [{"const": "auto", "type": "string"}, {"minimum": 1, "type": "integer"}]
+    assert batch["anyOf"] == [{"enum": ["auto", "all"], "type": "string"}, {"minimum": 1, "type": "integer"}]
     assert batch["description"] == FIELDS["training.batch_size"].help
     assert schema["properties"]["data"]["properties"]["workers"]["how"] is True
     assert schema["properties"]["training"]["additionalProperties"] is False

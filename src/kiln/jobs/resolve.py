@@ -195,13 +195,13 @@ def strata_of(intake: Intake, indices: Indices) -> tuple[str, ...]:
 def _resolve_batches(settings: Settings, intake: Intake) -> None:
     num_train = len(chosen_samples(settings, intake))
     size = 32 if num_train < 5_000 else 64 if num_train < 20_000 else 128
-    if settings.values["training.batch_size"] == "all":
+    if str(settings.values["training.batch_size"]) == "all":
         settings.decide("training.batch_size", num_train, "all training samples in every step")
         if settings.asks("training.micro_batch_size"):
             settings.decide("training.micro_batch_size", min(size, num_train), "a usual batch at once")
     if settings.asks("training.batch_size"):
         settings.decide("training.batch_size", min(size, num_train), f"{num_train:,} training samples")
-    batch_size = settings.values["training.batch_size"]
+    batch_size: int = settings.values["training.batch_size"]
     if settings.asks("training.micro_batch_size"):
         settings.decide("training.micro_batch_size", None, "the whole batch at once, halved when memory runs out")
     if settings.asks("training.drop_last"):

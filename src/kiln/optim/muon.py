@@ -13,6 +13,7 @@ from kiln.errors import UsageError
 from kiln.optim.groups import matches
 
 _COEFFICIENTS = (3.4445, -4.7750, 2.0315)
+NEWTON_SCHULZ_STEPS = 5
 _SMALLEST_NORM = 1e-7
 
 
@@ -27,14 +28,11 @@ class Muon(torch.optim.AdamW):
         groups: parameter groups; one that holds both kinds is split in two.
         lr: of both. With `match_rms_adamw` an update of Muon is as long as one of AdamW, so that one rate suits both.
         momentum: of the hidden matrices.
-        nesterov: look ahead by one step of the momentum.
-        ns_steps: Newton-Schulz steps.
         adjust_lr_fn: `match_rms_adamw`, `original` or `spectral_unclamped`: how a matrix's shape scales its rate.
         betas: of AdamW.
         eps: of AdamW.
         weight_decay: of groups that do not say.
         not_hidden: names or patterns of what AdamW trains although it is 2-d or more: the head, embeddings.
-        fused: for AdamW's part.
     Raises: UsageError: no parameter is a hidden matrix.
     """
 
@@ -44,26 +42,21 @@ class Muon(torch.optim.AdamW):
         lr: float = 1e-3,
         *,
         momentum: float = 0.95,
-        nesterov: bool = True,
-        ns_steps: int = 5,
         adjust_lr_fn: str = "match_rms_adamw",
         betas: tuple[float, float] = (0.9, 0.999),
         eps: float = 1e-8,
         weight_decay: float = 0.1,
         not_hidden: Sequence[str] = (),
-        fused: bool | None = None,
     ) -> None:
         choices = ("match_rms_adamw", "original", "spectral_unclamped")
         if adjust_lr_fn not in choices:
             raise UsageError("E102", f"adjust_lr_fn = {adjust_lr_fn!r}", got=adjust_lr_fn, choices=choices)
-        if not 0 <= momentum < 1 or ns_steps < 1:
-            what = f"momentum = {momentum!r}, ns_steps = {ns_steps!r}"
-            raise UsageError("E102", what, expected="momentum in [0, 1), at least one Newton-Schulz step")
+        if not 0 <= momentum < 1:
+            raise UsageError("E102", f"momentum = {momentum!r}", expected="at least 0, below 1")
         self._not_hidden = tuple(not_hidden)
-        self._own = {"momentum": momentum, "nesterov": nesterov, "ns_steps": ns_steps, "adjust_lr_fn": adjust_lr_fn}
-        super().__init__(groups, lr, betas, eps, weight_decay, fused=fused)
+        self._own = {"momentum": momentum, "adjust_lr_fn": adjust_lr_fn}
+        super().__init__(groups, lr, betas, eps, weight_decay)
         self.defaults.update(self._own)
-        self._step_supports_amp_scaling = False  # the fused half could skip a bad step by itself, the other could not
         if all(group["algorithm"] == "adamw" for group in self.param_groups):
             raise UsageError(
                 "E103", "muon finds no hidden matrix or kernel here", expected="adamw, or other not_hidden"
@@ -118,9 +111,9 @@ class Muon(torch.optim.AdamW):
             lr=group["lr"],
             weight_decay=group["weight_decay"],
             momentum=group["momentum"],
-            nesterov=group["nesterov"],
+            nesterov=True,
             ns_coefficients=_COEFFICIENTS,
-            ns_steps=group["ns_steps"],
+            ns_steps=NEWTON_SCHULZ_STEPS,
             eps=_SMALLEST_NORM,
             adjust_lr_fn=group["adjust_lr_fn"],
             has_complex=False,

@@ -276,7 +276,7 @@ class Optim(Section):
     head_lr: PositiveFloat = option(1.0, "Factor of the head's rate; 10 is usual where only the head is new.")
     sam: NonNegativeFloat = option(
         0.0,
-        "Sharpness-aware minimisation: how far it looks uphill, 0.05 is usual; 0 is off. Doubles the cost of a step.",
+        "Sharpness-aware minimisation at twice the cost: how far it looks uphill, 0.05 is usual; 0 is off.",
     )
     sam_adaptive: bool = option(False, "Look uphill in proportion to each weight; optim.sam = 0.5 to 2 is usual then.")
     clip_norm: PositiveFloat | None = option(None, "Largest norm of the gradient of all weights together.")
