@@ -2,15 +2,17 @@
 
 import pytest
 import yaml
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 import kiln
+from kiln.errors import ArtifactError
 from kiln.models.create import create_model
 from kiln.observe.progress import make
 from kiln.run import Run
 from small_runs import WATCHED, Group, Trial, differing, metrics, outcome
 
 STAGES = ("--set", "finetune.mode=staged", "--set", "finetune.stages=[head at 5, all from 10steps decay 0.5]")
+STAGES += ("--set", "optim.groups={body.0: {lr_factor: 0.5}}")  # of what is frozen at first
 OPTIONS = {"num_classes": 4, "img_size": 32, "seed": 0, "drop": 0.0}
 
 
@@ -142,9 +144,22 @@ def test_adapters_leave_a_plain_model_file(image_folder, tmp_path):
         ),
         ({"finetune__mode": "staged", "finetune__stages": ["haed"]}, "'haed' names nothing in the model"),
         ({"finetune__mode": "staged", "finetune__stages": ["all", "body + head from 1ep", "2 from 90%"]}, "'2' names"),
+        (
+            {"finetune__mode": "head", "optim__groups": {"body.0": {"lr_factor": 0.5}}},
+            "the group 'body.0' has no effect",
+        ),
         ({"finetune__freeze_norm": "all", "model__kwargs": {"norm": "group"}}, "no layer keeps running statistics"),
     ],
 )
 def test_what_does_not_fit_the_model_or_the_run_is_refused(image_folder, tmp_path, overrides, message):
     with pytest.raises(kiln.KilnError, match=message):
         train(image_folder, tmp_path, **overrides)
+
+
+def test_a_frozen_part_that_the_weights_do_not_have_is_refused(image_folder, tmp_path):
+    file = tmp_path / "some.safetensors"
+    save_file({name: tensor for name, tensor in start().items() if not name.startswith("body.3")}, file)
+    kept = {"model__weights": str(file)}
+    with pytest.raises(ArtifactError, match="1 tensors that fine-tuning keeps frozen are not in") as raised:
+        train(image_folder, tmp_path, finetune__mode="head", **kept)
+    assert raised.value.details == ("body.3.weight",)

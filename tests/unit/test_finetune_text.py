@@ -56,6 +56,7 @@ STAGED = {**TRAINED, "finetune.mode": "staged"}
         ({**TRAINED, "finetune.mode": "head", "finetune.lora_rank": 4}, "finetune.lora_rank has no effect"),
         ({**TRAINED, "finetune.l2_head": 0.1}, "finetune.l2_head has no effect without finetune.l2_sp"),
         ({**TRAINED, "finetune.mode": "head", "finetune.l2_sp": 0.1}, "finetune.l2_sp = 0.1 has no effect"),
+        ({**TRAINED, "finetune.mode": "head", "optim.layer_decay": 0.8}, "optim.layer_decay = 0.8 has no effect"),
         ({**TRAINED, "finetune.mode": "lora", "finetune.freeze_norm": "all"}, "finetune.freeze_norm has no effect"),
         ({"finetune.mode": "head"}, "finetune.mode = 'head' with model.weights = 'none' would keep random weights"),
         ({"finetune.freeze_norm": "statistics"}, "finetune.freeze_norm = 'statistics' with model.weights = 'none'"),

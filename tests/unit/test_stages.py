@@ -166,3 +166,17 @@ def test_another_freeze_of_the_users_own_is_found_by_the_groups(tiny_model):
     set_frozen(state.model, ())
     with pytest.raises(UsageError, match="parameters do not fit the optimizer's groups"):
         check_groups(state.model, state.optimizer.param_groups)
+
+
+def test_lbfgs_forgets_its_history_where_what_it_trains_changes(tiny_model):
+    def make_optimizer(model, stage):
+        groups = parameter_groups(model, lr=stage.rate, weight_decay=0.0)
+        return torch.optim.LBFGS(groups, lr=0.1, max_iter=3)
+
+    model = tiny_model(drop=0.0, norm=False)
+    plan = Stages(model, (Stage(("head",)), Stage(("all",), first_step=2)), make_optimizer)
+    state = State(model, plan.make_optimizer(), stages=plan)
+    before = picture_of(state)
+    run(state, 4)
+    moved = {name for name in differing(before, picture_of(state)) if name.startswith("model/")}
+    assert moved == {f"model/{name}" for name, _ in model.named_parameters()}

@@ -53,6 +53,8 @@ MakeOptimizer = Callable[[nn.Module, Stage], torch.optim.Optimizer]
 class Stages:
     """The stages of a training. Freezes the model for the first one when it is made; `fit` enters the others.
 
+    `frozen` holds, by stage, the names of the parameters, buffers and childless modules that are frozen in it.
+
     Args:
         model: is changed in place.
         stages: in order, the first from step 0 on.
@@ -79,11 +81,11 @@ class Stages:
         blocks = ordered_blocks(model, head=head)
         every = select(model, ("all",), blocks)
         always = select(model, also_frozen, blocks)
-        self._frozen = [(every - select(model, stage.trains, blocks)) | always for stage in stages]
-        for stage, atoms in zip(self.stages, self._frozen, strict=True):
+        self.frozen = [(every - select(model, stage.trains, blocks)) | always for stage in stages]
+        for stage, atoms in zip(self.stages, self.frozen, strict=True):
             if not any(name not in atoms for name, parameter in model.named_parameters() if parameter.requires_grad):
                 raise UsageError("E103", f"a stage that trains {stage.name} leaves nothing to train")
-        set_frozen(model, self._frozen[0])
+        set_frozen(model, self.frozen[0])
         self._digests: dict[str, str] | None = None
 
     @property
@@ -134,8 +136,10 @@ class Stages:
 
     def _begin(self, index: int, state: State) -> None:
         self.current = index
-        set_frozen(self._model, self._frozen[index])
+        set_frozen(self._model, self.frozen[index])
         before = optimizer_state(self._model, state.optimizer)
+        if isinstance(state.optimizer, torch.optim.LBFGS):  # its history is of all that it trained, as one vector
+            before = {part: {} for part in before}
         state.optimizer = self.make_optimizer()
         trained = {name for name, parameter in self._model.named_parameters() if parameter.requires_grad}
         kept = {part: {name: held[name] for name in held.keys() & trained} for part, held in before.items()}

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 import torch
 from torch import nn
 
 from kiln.engine.stages import Stage, Stages
 from kiln.engine.starting_point import StartingPoint
-from kiln.errors import UsageError
+from kiln.errors import ArtifactError, UsageError
 from kiln.jobs.optimization import make_optimizer
 from kiln.jobs.resolve import Settings
 from kiln.models.blocks import ordered_blocks, running_norms
@@ -55,7 +57,9 @@ def make_stages(settings: Settings, created: Created, *, total_steps: int, steps
         decay, several = stage.layer_decay, len(stages) > 1
         return make_optimizer(settings, model, rate=stage.rate, layer_decay=decay, rules_may_wait=several)
 
-    return Stages(model, stages, optimizer, also_frozen=frozen, head=output_layer(created))
+    made = Stages(model, stages, optimizer, also_frozen=frozen, head=output_layer(created))
+    _require_loaded(created, made.frozen[-1])
+    return made
 
 
 def make_starting_point(settings: Settings, created: Created) -> StartingPoint | None:
@@ -73,6 +77,26 @@ def output_layer(created: Created) -> str | None:
     if ":" not in spec.name:
         return None
     return last_layer(created.model, lambda: dry_forward(created.model, channels=spec.channels, img_size=spec.img_size))
+
+
+def _require_loaded(created: Created, frozen: Collection[str]) -> None:
+    """Hold that what is never trained came out of the weight file.
+
+    Raises: ArtifactError (E304): it did not, and would stay random to the end.
+    """
+    report = created.report
+    if report is None:
+        return
+    anew = {text.partition(" ")[0] for text in report.reshaped if text.endswith("initialised anew)")}
+    names = {name.replace(".base_layer.", ".") for name in frozen}
+    random = sorted(name for name in anew.union(report.missing) & names if not name.endswith("num_batches_tracked"))
+    if random:
+        raise ArtifactError(
+            "E304",
+            f"{len(random)} tensors that fine-tuning keeps frozen are not in {report.source}, and would stay random",
+            details=random[:20],
+            hint="weights of this very architecture, or finetune.mode = staged or full, which train them",
+        )
 
 
 def _frozen_norms(settings: Settings, model: nn.Module) -> tuple[str, ...]:

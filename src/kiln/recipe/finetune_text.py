@@ -65,6 +65,9 @@ def _without_effect(values: Mapping[str, Any], defaults: Mapping[str, Any], mode
         if values[f"finetune.{name}"] != defaults[f"finetune.{name}"] and mode != needed:
             what = f"finetune.{name} has no effect with finetune.mode = {mode!r}"
             yield Problem("E103", what, expected=f"finetune.mode = {needed}, or no finetune.{name}")
+    if mode == "head" and values["optim.layer_decay"] != 1:
+        what = f"optim.layer_decay = {values['optim.layer_decay']:g} has no effect with finetune.mode = 'head'"
+        yield Problem("E103", what, expected="another mode: the head is one layer")
     if values["finetune.l2_head"] and not values["finetune.l2_sp"]:
         yield Problem(
             "E103", "finetune.l2_head has no effect without finetune.l2_sp", expected="both, or optim.weight_decay"
