@@ -108,16 +108,18 @@ def affine_matrix(
         shear: degrees along x and along y.
     Returns: (B, 3, 3) float64 on the host.
     """
+    # By NumPy: torch takes sines by MKL, whose threads cost a hundred times as much here when others are at work too.
     numbers = [angle, *translate, scale, *shear]
-    angle, x, y, scale, shear_x, shear_y = (torch.as_tensor(n, dtype=torch.float64).cpu().expand(num) for n in numbers)
-    turn, slant = torch.deg2rad(angle), torch.deg2rad(shear_y)
-    tangent = torch.tan(torch.deg2rad(shear_x))
-    a, c = torch.cos(turn - slant) / torch.cos(slant), torch.sin(turn - slant) / torch.cos(slant)
-    b, d = -(a * tangent + torch.sin(turn)), torch.cos(turn) - c * tangent
-    zero, one = torch.zeros(num, dtype=torch.float64), torch.ones(num, dtype=torch.float64)
-    a, b, c, d = d / scale, -b / scale, -c / scale, a / scale  # the inverse: the determinant was scale squared
+    tensors = (torch.as_tensor(number, dtype=torch.float64).cpu().expand(num) for number in numbers)
+    angle_, x, y, scale_, shear_x, shear_y = (tensor.numpy() for tensor in tensors)
+    turn, slant = np.deg2rad(angle_), np.deg2rad(shear_y)
+    tangent = np.tan(np.deg2rad(shear_x))
+    a, c = np.cos(turn - slant) / np.cos(slant), np.sin(turn - slant) / np.cos(slant)
+    b, d = -(a * tangent + np.sin(turn)), np.cos(turn) - c * tangent
+    zero, one = np.zeros(num), np.ones(num)
+    a, b, c, d = d / scale_, -b / scale_, -c / scale_, a / scale_  # the inverse: the determinant was scale squared
     rows = [a, b, -(a * x + b * y), c, d, -(c * x + d * y), zero, zero, one]
-    return torch.stack(rows, dim=-1).view(num, 3, 3)
+    return torch.from_numpy(np.stack(rows, axis=-1).reshape(num, 3, 3))
 
 
 def flip_matrix(horizontal: Tensor, vertical: Tensor) -> Tensor:
