@@ -174,7 +174,11 @@ def test_lbfgs_forgets_its_history_where_what_it_trains_changes(tiny_model):
         return torch.optim.LBFGS(groups, lr=0.1, max_iter=3)
 
     model = tiny_model(drop=0.0, norm=False)
-    plan = Stages(model, (Stage(("head",)), Stage(("all",), first_step=2)), make_optimizer)
+    stages = (
+        Stage(("0", "head")),
+        Stage(("all",), first_step=2),
+    )  # both begin with the parameter that holds the history
+    plan = Stages(model, stages, make_optimizer)
     state = State(model, plan.make_optimizer(), stages=plan)
     before = picture_of(state)
     run(state, 4)
