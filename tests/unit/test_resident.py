@@ -56,6 +56,13 @@ def test_images_are_those_that_the_host_makes(source, kind, workers):
         assert made.is_contiguous(memory_format=torch.channels_last)
 
 
+def test_without_draws_images_stay_where_they_are(source):
+    images = kinds(source)["padded"]
+    resident = ResidentImages(images, np.arange(10), device=CPU)
+    made = resident.gather(resident.places(INDICES, None)[0]).permute(0, 2, 3, 1).numpy()
+    assert all(np.array_equal(row, images.load(index)) for row, index in zip(made, INDICES.tolist(), strict=True))
+
+
 def test_gathered_images_are_copies(source):
     resident = ResidentImages(ContractImages(source, CONTRACT), np.arange(10), device=CPU)
     before = resident.data.clone()

@@ -9,6 +9,7 @@ import psutil
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn import functional as F
 
 from kiln.data.decode import Array
 from kiln.data.images import BadSample, ContractImages, KeptImages, PaddedCropImages
@@ -16,7 +17,7 @@ from kiln.data.prefetch import prefetched
 
 _ROWS_AT_ONCE = 256
 NUM_PLACE_COLUMNS = 3
-"""Slot, first row and first column of what is seen of an image."""
+"""Slot, and the first row and column of what is seen of an image with its border."""
 
 
 def free_bytes(device: torch.device) -> int:
@@ -73,24 +74,24 @@ class ResidentImages:
         """(B, 3) int64 on the host for these samples, which rows of them are good, and what is wrong with the others."""
         places = np.zeros((len(indices), NUM_PLACE_COLUMNS), np.int64)
         places[:, 0] = self._slots[indices]
-        if isinstance(self.images, PaddedCropImages) and draws is not None:
-            places[:, 1:] = self.images.offsets(draws) - self.images.padding
+        if isinstance(self.images, PaddedCropImages):
+            places[:, 1:] = self.images.padding if draws is None else self.images.offsets(draws)
         asked = indices.tolist()
         good = [row for row, index in enumerate(asked) if index not in self._bad]
         return torch.from_numpy(places), good, [(index, self._bad[index]) for index in asked if index in self._bad]
 
     def gather(self, places: Tensor) -> Tensor:
         """(B, C, H, W) uint8 of places (B, 3) on the device; channels lie innermost. What lies outside is black."""
-        slots, top, left = places.unbind(1)
+        slots, down, across = places.unbind(1)
+        whole = self.data.index_select(0, slots)  # (B, H, W, C), a copy
         if not isinstance(self.images, PaddedCropImages):
-            return self.data.index_select(0, slots).permute(0, 3, 1, 2)
+            return whole.permute(0, 3, 1, 2)
         height, width, _ = self.shape
-        rows = top[:, None] + torch.arange(height, device=places.device)  # (B, H)
-        columns = left[:, None] + torch.arange(width, device=places.device)  # (B, W)
-        inside = ((rows >= 0) & (rows < height))[:, :, None] & ((columns >= 0) & (columns < width))[:, None, :]
-        rows, columns = rows.clamp(0, height - 1)[:, :, None], columns.clamp(0, width - 1)[:, None, :]
-        seen = self.data[slots[:, None, None], rows, columns]  # (B, H, W, C)
-        return seen.mul_(inside[..., None]).permute(0, 3, 1, 2)
+        pad = self.images.padding
+        canvas = F.pad(whole, (0, 0, pad, pad, pad, pad))
+        windows = canvas.unfold(1, height, 1).unfold(2, width, 1)  # a view: (B, 2p + 1, 2p + 1, C, H, W)
+        rows = torch.arange(len(places), device=places.device)
+        return windows.permute(0, 1, 2, 4, 5, 3)[rows, down, across].contiguous().permute(0, 3, 1, 2)
 
     def load(self, index: int, draws: NDArray[np.float64] | None = None, out: Array | None = None) -> Any:
         """See `Images`: one image, made on the host."""
