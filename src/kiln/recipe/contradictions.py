@@ -110,6 +110,7 @@ def _sizes_that_differ(values: Mapping[str, Any]) -> Iterator[Problem]:
         return
     allowed = {
         "augment.policy": ("none",), "augment.mixup": (0,), "augment.cutmix": (0,), "augment.transform": (None,),
+        "augment.first_px": (None,),
         "data.cache": ("auto", "off", "memory", "disk"), "model.normalize": ("channels",),
     }  # fmt: skip
     for name, fitting in allowed.items():
