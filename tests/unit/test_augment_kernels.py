@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
 
 from kiln.augment import WarpColorErase, backend, compiled, operations, policy
 from kiln.augment.erasing import windows
+from kiln.jobs.save import bitwise_conditions
 
 pytest.importorskip("numba")
 
@@ -159,3 +163,13 @@ def test_the_backend_names_what_the_bits_depend_on():
 def test_windows_are_whole_pixels_inside_the_image():
     shares = np.array([[0.0, 0.0, 0.0, 0.5], [0.9, 0.5, 0.1, 0.001], [0.25, 0.0, 0.5, 1.0]])
     assert windows(shares, size=(10, 20)).tolist() == [[0, 0, 0, 0], [9, 10, 10, 11], [2, 0, 7, 20]]
+
+
+def test_a_run_keeps_what_augmented_it_so_that_a_resume_can_say_what_differs(monkeypatch):
+    training = SimpleNamespace(
+        state=SimpleNamespace(device=torch.device("cpu")), strategy=SimpleNamespace(world_size=1)
+    )
+    settings = defaultdict(str)
+    here = bitwise_conditions(training, settings)
+    elsewhere = by_torch(monkeypatch, lambda: bitwise_conditions(training, settings))
+    assert [name for name in here if here[name] != elsewhere[name]] == ["augmentation"]
