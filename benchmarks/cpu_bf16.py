@@ -10,7 +10,7 @@ trained in fp32 from the same seed, on the same samples in the same order, withi
 How: the arms (precision x memory format) take turns, round after round, in an order that moves on by one each time, so that
 all meet the same noise; a turn is one step that does not count and then `--steps` that do. Speed is images by second of
 the processor's time (threads counted singly) and of the clock; the ratio is the median over rounds of the best bf16 arm to
-the best fp32 arm of the same round. `--accuracy` runs `kiln.train` on the archive, which measures the best model once on the
+the best fp32 arm of the same round. `--accuracy` runs `kiln.train` on the archive, which measures the last weights once on the
 test images, in fp32; it gives the mean difference over seeds with its 95 % interval (Student's t over pairs).
 """
 
@@ -202,7 +202,7 @@ def accuracy(given: argparse.Namespace) -> tuple[list[record.Claim], list[dict[s
                     precision=precision,
                     seed=seed,
                     output=folder,
-                    overrides={"augment.crop": "padded", "data.train_fraction": share, "data.val_fraction": 0.05},
+                    overrides={"augment.crop": "padded", "data.train_fraction": share, "data.val_fraction": 0.0},
                     progress=make(quiet=True),
                 )
                 value = run.result["metrics"]["test"]["accuracy"]["value"]
@@ -231,7 +231,7 @@ def main() -> int:
     parser.add_argument("--archive", type=Path, help="CIFAR-10 as images in class folders under train and test")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--epochs", type=int, default=8)
-    parser.add_argument("--share", type=float, default=1.0, help="share of the training images to use")
+    parser.add_argument("--share", type=float, default=0.4, help="share of the training images to use")
     given = parser.parse_args()
     if given.accuracy:
         if given.archive is None:

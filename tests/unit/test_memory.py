@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from kiln.models.checkpointing import checkpoint_activations_
-from kiln.observe.memory import expand_segments, memory_in_use, peak_by_part
+from kiln.observe.memory import expand_segments, memory_in_use, peak_by_part, state_by_part
 
 CPU = torch.device("cpu")
 
@@ -39,6 +39,7 @@ def test_the_parts_of_a_chain_of_layers_are_what_arithmetic_says():
     # At the end of forward: the sigmoids, which backward needs; what they were made of is gone.
     assert depth * activation <= peak.activations <= (depth + 2) * activation
     assert peak.total == sum(vars(peak).values())
+    assert state_by_part(model, optimizer) == {"weights": weights, "gradients": weights, "optimizer": peak.optimizer}
     assert 0 <= peak.gradients <= weights
 
 

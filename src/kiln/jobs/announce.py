@@ -9,6 +9,7 @@ from kiln.jobs.assemble import Training
 from kiln.jobs.intake import Intake
 from kiln.jobs.resolve import Settings
 from kiln.names import OBJECT
+from kiln.observe.memory import memory_in_use, state_by_part
 from kiln.observe.progress import Progress
 
 SHOWN = (
@@ -52,6 +53,25 @@ def describe(training: Training, settings: Settings, intake: Intake, progress: P
     batch = counted(min(settings.values["training.batch_size"], len(split.train)), "image")
     say(f"training   {length}, {batch} a step")
     say(f"exactness  {exactness(training, settings)}")
+
+
+def describe_use(training: Training, progress: Progress) -> None:
+    """What the run took, at its end: memory by part, into `log.txt`; and steps that fp16 cost."""
+    state = training.state
+    parts = [f"{name} {_mib(size)}" for name, size in state_by_part(state.model, state.optimizer).items()]
+    use = memory_in_use(state.device)
+    line = f"{', '.join(parts)}; process {_mib(use.resident_peak)} at most"
+    if use.allocated_peak is not None and use.reserved is not None and use.fragmented is not None:
+        device = f"{_mib(use.allocated_peak)} at most, {_mib(use.reserved)} reserved, {_mib(use.fragmented)} in pieces"
+        line = f"{line}; device {device}"
+    progress.note_down(f"memory     {line}")
+    if training.step.scaler is not None:
+        steps, scale = counted(training.step.scaler.num_overflows, "step"), float(training.step.scaler.scale)
+        progress.say(f"fp16       {steps} skipped because a gradient overflowed; the loss scale is {scale:g}")
+
+
+def _mib(num_bytes: int) -> str:
+    return f"{num_bytes / 2**20:,.1f} MiB"
 
 
 def num_parameters(training: Training) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import platform
 import sys
 from contextlib import suppress
@@ -22,6 +23,7 @@ from kiln.jobs.assemble import Training
 from kiln.jobs.intake import Intake
 from kiln.models.lora import merged
 from kiln.models.modelfile import save_model
+from kiln.observe.memory import ALLOCATOR
 from kiln.redact import redact_arguments
 from kiln.run import BEST, CHECKPOINTS, MODEL, RUNNING, read_json, set_status, write_json
 
@@ -138,6 +140,7 @@ def environment() -> dict[str, Any]:
             "pillow": PIL.__version__,
         },
         "machine": {"platform": platform.platform(), "processor": torch.backends.cpu.get_cpu_capability()},
+        "allocator": os.environ.get(ALLOCATOR, ""),
     }
 
 

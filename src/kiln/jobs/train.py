@@ -22,7 +22,7 @@ from kiln.engine.strategy import Strategy, naming_lost_peers
 from kiln.errors import KilnError, NumericError, Preempted, UsageError
 from kiln.events import Event, Saved
 from kiln.jobs import launch
-from kiln.jobs.announce import describe
+from kiln.jobs.announce import describe, describe_use
 from kiln.jobs.asked import asked_for
 from kiln.jobs.assemble import Training, assemble, make_strategy, wrap_for_processes
 from kiln.jobs.extend import extended_schedule, extension
@@ -32,6 +32,7 @@ from kiln.jobs.recorded import changes_of, find_run, recorded_settings
 from kiln.jobs.resolve import Settings, resolve
 from kiln.jobs.save import Saver, bitwise_conditions, environment
 from kiln.jobs.signals import STOPS, Interrupted, heeding_signals, preempted, stopping_at_once
+from kiln.observe.memory import expand_segments
 from kiln.observe.progress import Progress, make
 from kiln.observe.records import MetricsLog, write_summary
 from kiln.recipe import Recipe
@@ -84,6 +85,7 @@ def train(
     Returns: the finished run.
     Raises: KilnError: see docs/errors.md; whatever was saved before stays.
     """
+    expand_segments()
     progress = progress or make()
     asked = asked_for(data, recipe, overrides, settings)
     recipe, data, changes = asked.recipe, asked.data, asked.changes
@@ -378,6 +380,7 @@ class _Session:
             raise preempted(reason, step=state.step, folder=str(self.folder))
         if strategy.rank == 0:
             finish(self.folder, training, self.intake, self.settings, self.progress)
+            describe_use(training, self.progress)
         return Run(self.folder)
 
 

@@ -146,6 +146,19 @@ def _marking_gradients(model: nn.Module, ledger: _Ledger) -> Iterator[None]:
             hook.remove()
 
 
+def state_by_part(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, int]:
+    """Bytes of weights, gradients and optimizer state as they are now; what is shared counts once."""
+    parts = {
+        "weights": (*model.parameters(), *model.buffers()),
+        "gradients": [p.grad for p in model.parameters() if p.grad is not None],
+        "optimizer": [leaf for leaf in tree_leaves(list(optimizer.state.values())) if isinstance(leaf, Tensor)],
+    }
+    return {
+        name: sum({t.untyped_storage()._cdata: t.untyped_storage().nbytes() for t in tensors}.values())
+        for name, tensors in parts.items()
+    }
+
+
 @dataclass(frozen=True)
 class MemoryInUse:
     """What is held now, in bytes. What only an accelerator's allocator knows is None elsewhere.
