@@ -58,7 +58,15 @@ def as_stored(images: Tensor) -> Any:
     return (images.permute(0, 2, 3, 1) if is_channels_last(images) else images).numpy()
 
 
-def in_threads(kernel: Callable[[Any, int, int, Any], None], work: Any, rows: slice, *, size: tuple[int, int]) -> None:
+def in_threads(
+    kernel: Callable[[Any, int, int, Any], None],
+    work: Any,
+    rows: slice,
+    *,
+    size: tuple[int, int],
+    memory: Callable[[int, int], Any],
+    piece_values: int = PIECE_VALUES,
+) -> None:
     """Run a kernel over some images with as many threads as torch has; an image does not know which thread takes it.
 
     Args:
@@ -66,10 +74,10 @@ def in_threads(kernel: Callable[[Any, int, int, Any], None], work: Any, rows: sl
         work: for the whole batch.
         rows: the images.
         size: their height and width.
+        memory: (height, width) -> what one thread writes on.
+        piece_values: values of all channels that a thread takes at once.
     """
-    from kiln.augment.kernels import memory
-
-    step = max(1, PIECE_VALUES // (3 * size[0] * size[1]))
+    step = max(1, piece_values // (3 * size[0] * size[1]))
     starts = range(rows.start, rows.stop, step)
     left = iter(starts)
 

@@ -213,12 +213,13 @@ def _operate_in_pieces_(levels: Tensor, rows: NDArray[np.int64], name: str, magn
 def _mirror(images: Tensor, across: NDArray[np.bool_], down: NDArray[np.bool_], levels: Tensor) -> None:
     """Mirror images into planes (B, 3, H, W)."""
     from kiln.augment import level_kernels
+    from kiln.augment.kernels import memory
 
     work = level_kernels.Mirrored(
         compiled.as_stored(images), is_channels_last(images), across=across, down=down, planes=levels.numpy()
     )
     size = (images.shape[-2], images.shape[-1])
-    compiled.in_threads(level_kernels.mirror, work, slice(0, len(images)), size=size)
+    compiled.in_threads(level_kernels.mirror, work, slice(0, len(images)), size=size, memory=memory)
 
 
 IN_PLACE = tuple(name for name in NAMES if name not in ("Identity", "Invert"))
@@ -228,6 +229,7 @@ IN_PLACE = tuple(name for name in NAMES if name not in ("Identity", "Invert"))
 def _operate_(levels: Tensor, rows: NDArray[np.int64], name: str, magnitudes: Tensor) -> None:
     """One operation on some rows of (B, 3, H, W) levels."""
     from kiln.augment import level_kernels
+    from kiln.augment.kernels import memory
 
     size, num = (levels.shape[-2], levels.shape[-1]), len(rows)
     matrix = torch.eye(3, dtype=torch.float64).repeat(num, 1, 1)
@@ -254,7 +256,7 @@ def _operate_(levels: Tensor, rows: NDArray[np.int64], name: str, magnitudes: Te
         of_mean=steps[1].contiguous().numpy(),
         magnitudes=amounts.get(name, magnitudes).to(torch.float32).numpy(),
     )
-    compiled.in_threads(kernels[name], work, slice(0, num), size=size)
+    compiled.in_threads(kernels[name], work, slice(0, num), size=size, memory=memory)
 
 
 class Trivial(Operations):

@@ -145,12 +145,16 @@ def _by_kernels(images: Tensor, plan: Plan, out: Tensor) -> None:
         first=0,
     )
     if not plan.has_rare(slice(None)):
-        compiled.in_threads(kernels.augment, work, slice(0, len(images)), size=size)
+        compiled.in_threads(kernels.augment, work, slice(0, len(images)), size=size, memory=kernels.memory)
     else:
         for rows in pieces_of(images):
             pixels = torch.empty(rows.stop - rows.start, 3, *size)
             some = work._replace(pixels=pixels.numpy(), first=rows.start)
-            compiled.in_threads(kernels.augment, some._replace(stage=kernels.MOVE), rows, size=size)
+            compiled.in_threads(
+                kernels.augment, some._replace(stage=kernels.MOVE), rows, size=size, memory=kernels.memory
+            )
             plan.rarely(pixels, rows)
-            compiled.in_threads(kernels.augment, some._replace(stage=kernels.FINISH), rows, size=size)
+            compiled.in_threads(
+                kernels.augment, some._replace(stage=kernels.FINISH), rows, size=size, memory=kernels.memory
+            )
     plan.output.write(values, out)
