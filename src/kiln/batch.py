@@ -25,6 +25,7 @@ class Batch:
         weights: (B,) float32, 0 for a bad sample; None when every sample counts fully.
         params: (B, P) float64 NumPy, the augmentation parameters drawn on the host.
         sizes: (B, 2) int64, height and width of each image where they differ and are padded to the largest; else None.
+        features: `images` are what a frozen backbone made of them: the input of the head.
         total: samples that the whole step counts over all processes and micro-batches, when it is not `len(self)`.
     """
 
@@ -35,6 +36,7 @@ class Batch:
     weights: Tensor | None = None
     params: np.ndarray | None = None
     sizes: Tensor | None = None
+    features: bool = False
     total: float | None = None
 
     def __len__(self) -> int:
@@ -67,6 +69,7 @@ class Batch:
             weights=part(self.weights),
             params=part(self.params),
             sizes=part(self.sizes),
+            features=self.features,
             total=self.total,
         )
 

@@ -182,6 +182,23 @@ class Assembler:
         return torch.stack([floats.get(row, missing) for row in range(len(indices))]), good, bad
 
 
+@dataclass(frozen=True)
+class Views:
+    """Each sample is augmented in a few ways only, which its epochs take in turn: view = epoch modulo their number.
+
+    Attributes:
+        number: of views.
+        before_step: the step from which on augmentation is drawn anew in each epoch; None never.
+    """
+
+    number: int
+    before_step: int | None = None
+
+    def holds(self, step: int) -> bool:
+        """Whether a step sees views."""
+        return self.before_step is None or step < self.before_step
+
+
 class TrainLoader:
     """The training batches of one process. One pass of `len(loader)` steps is an epoch.
 
@@ -211,6 +228,7 @@ class TrainLoader:
         self.assembler, self.sampler, self.cut = assembler, Remembered(sampler), cut
         self.keys, self.bad_files, self.draw_params = keys, bad_files, draw_params
         self.workers, self.ahead = workers, ahead
+        self.views: Views | None = None
         self._lock = threading.Lock()
 
     def __len__(self) -> int:
@@ -241,14 +259,26 @@ class TrainLoader:
         if placeholder:  # more processes than samples: go through the motions with a row that weighs nothing; one of
             # the step's own, because even without weight a row that is not finite makes the step bad
             positions = np.array([step % self.cut.steps_per_epoch * self.cut.batch_size], np.int64)
-        indices, keys = order.indices[positions], order.draw_keys(positions, self.keys)
-        draws = self.assembler.images.draw(self.sampler.seed, epoch, keys)
-        params = None if self.draw_params is None else self.draw_params(epoch, keys)
-        made = self.assembler.make(indices, draws, positions, params)
+        indices = order.indices[positions]
+        if self.views is not None and self.views.holds(step):
+            made = self.view(indices, epoch % self.views.number, positions)
+        else:
+            made = self._drawn(indices, epoch, order.draw_keys(positions, self.keys), positions)
         batch = replace(made.batch, total=float(size) if self.cut.world_size > 1 else None)
         if placeholder or (len(batch) == 0 and self.cut.world_size > 1):
             batch = _weightless(batch, self.assembler.images.shape, self.assembler.targets)
         return _Made(batch, made.bad)
+
+    def view(self, indices: NDArray[np.int64], view: int, positions: NDArray[np.int64]) -> _Made:
+        """Samples as one of their views, whichever step and order they are in: what is drawn for an epoch of that number."""
+        return self._drawn(indices, view, self.keys[indices], positions)
+
+    def _drawn(
+        self, indices: NDArray[np.int64], epoch: int, keys: NDArray[np.uint64], positions: NDArray[np.int64]
+    ) -> _Made:
+        draws = self.assembler.images.draw(self.sampler.seed, epoch, keys)
+        params = None if self.draw_params is None else self.draw_params(epoch, keys)
+        return self.assembler.make(indices, draws, positions, params)
 
 
 def _weightless(batch: Batch, shape: tuple[int, int, int], targets: NDArray[Any]) -> Batch:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from torch import Tensor, nn
+
 from kiln.batch import Batch
 from kiln.engine.state import State
 from kiln.losses.contract import as_terms, is_coupled
@@ -16,13 +18,21 @@ def extra_inputs(batch: Batch) -> dict[str, Any]:
     return {} if batch.sizes is None else {"mask": batch.mask}
 
 
-def supervised(loss: Callable[[Any, Any], Any]) -> Callable[[State, Batch], Any]:
+def supervised(
+    loss: Callable[[Any, Any], Any], *, head: Callable[[nn.Module, Tensor], Tensor] | None = None
+) -> Callable[[State, Batch], Any]:
     """Make a `forward_loss` of a loss `(outputs, targets)`; it is coupled if the loss is.
 
     Auxiliary outputs (inception_v3, googlenet) add their weighted loss, in training only.
+
+    Args:
+        loss: of outputs and targets.
+        head: makes logits of a model and of features, for batches that hold features instead of images.
     """
 
     def forward_loss(state: State, batch: Batch) -> Any:
+        if batch.features and head is not None:
+            return loss(head(state.model, batch.images), batch.targets)
         main, auxiliary = main_and_auxiliary(state.forward(batch.images, **extra_inputs(batch)))
         result = loss(main, batch.targets)
         for weight, outputs in auxiliary:

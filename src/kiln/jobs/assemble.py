@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -11,11 +12,13 @@ from torch import Tensor, nn
 
 from kiln.augment import OnDevice
 from kiln.augment.progressive import Progressive
+from kiln.batch import Batch
 from kiln.data.collate import pad
 from kiln.data.images import ContractImages, Images, KeptImages
 from kiln.data.loader import Assembler, BadFiles, evaluation_batches
 from kiln.engine.determinism import set_determinism
 from kiln.engine.evaluate import collect_outputs
+from kiln.engine.features import EvaluationFeatures, FeatureBatches
 from kiln.engine.fit import Timetable
 from kiln.engine.precision import keep_fp32_
 from kiln.engine.starting_point import with_penalty
@@ -26,6 +29,7 @@ from kiln.engine.supervised import supervised
 from kiln.errors import DataError, UsageError
 from kiln.jobs.batches import assemble_batches
 from kiln.jobs.criterion import LossState, make_loss
+from kiln.jobs.features import KeptFeatures, keep_features
 from kiln.jobs.finetuning import adapt_, make_stages, make_starting_point
 from kiln.jobs.intake import Intake
 from kiln.jobs.optimization import make_average, make_clip, make_optimizer, make_sam
@@ -49,7 +53,7 @@ class Training:
 
     state: State
     step: Step
-    batches: OnDevice | Progressive
+    batches: OnDevice | Progressive | FeatureBatches
     schedule: Schedule
     timetable: Timetable
     total_steps: int
@@ -84,6 +88,7 @@ def assemble(settings: Settings, intake: Intake, strategy: Strategy, *, resuming
     steps_per_epoch = len(pipeline.batches)
     total_steps = settings["training.epochs"].to_steps(steps_per_epoch=steps_per_epoch)
     stages = make_stages(settings, created, total_steps=total_steps, steps_per_epoch=steps_per_epoch)
+    features = keep_features(settings, intake, pipeline, stages, strategy=strategy, total_steps=total_steps)
     optimizer = make_optimizer(settings, model) if stages is None else stages.make_optimizer()
     average = make_average(settings, model, total_steps=total_steps, steps_per_epoch=steps_per_epoch)
     state = State(model, optimizer, average=average, stages=stages)
@@ -96,10 +101,11 @@ def assemble(settings: Settings, intake: Intake, strategy: Strategy, *, resuming
         validator = Validator(
             intake, pipeline.validation, created, bad_files, strategy, skip_bad=skip_bad, workers=workers
         )
+        validator.features = None if features is None else features.evaluation
     loss = make_loss(settings, intake, model, mixed=pipeline.batches.mixing is not None)
     if loss.state_dict():
         state.parts["loss"] = LossState(loss)
-    step = _step(settings, model, loss, strategy)
+    step = _step(settings, model, loss, strategy, features)
     if step.scaler is not None:
         state.parts["scaler"] = step.scaler
     start = make_starting_point(settings, created)
@@ -114,7 +120,7 @@ def assemble(settings: Settings, intake: Intake, strategy: Strategy, *, resuming
     return Training(
         state=state,
         step=step,
-        batches=pipeline.batches,
+        batches=pipeline.batches if features is None else features.batches,
         schedule=schedule,
         timetable=timetable,
         total_steps=total_steps,
@@ -128,11 +134,11 @@ def assemble(settings: Settings, intake: Intake, strategy: Strategy, *, resuming
 
 def wrap_for_processes(training: Training) -> None:
     """Put the strategy's wrapper around the model. Call after a checkpoint was loaded: the wrapper shares the weights."""
-    state, first = training.state, training.batches.at(0)
+    state = training.state
 
     def warm_up(wrapped: nn.Module) -> None:
         state.forward = wrapped
-        training.step.rehearse(state, first)
+        training.step.rehearse(state, training.batches.at(0))
 
     def wrap() -> None:
         state.forward = training.strategy.prepare(state.model, warm_up)
@@ -160,11 +166,12 @@ class Validator:
         self._bad_files, self._skip_bad, self._workers = bad_files, skip_bad, workers
         keeps = isinstance(images, ContractImages | KeptImages) and images.contract.resize == "keep"
         self._assembler = Assembler(images, intake.targets, pad if keeps else None)
+        self.features: EvaluationFeatures | None = None
 
     def __call__(self, state: State) -> Mapping[str, Metric]:
         """Metrics of the weights that would ship. Each sample counts once."""
         share = np.array_split(self._intake.split.val, self._strategy.world_size)[self._strategy.rank]
-        batches = evaluation_batches(
+        batches: Iterable[Batch] = evaluation_batches(
             self._assembler,
             share,
             batch_size=BATCH_SIZE,
@@ -173,7 +180,11 @@ class Validator:
             skip_bad=self._skip_bad,
             workers=self._workers,
         )
-        forward = uint8_forward(state.evaluated_model(), self._created, self._intake.source.transformed, state.device)
+        model = state.evaluated_model()
+        forward = uint8_forward(model, self._created, self._intake.source.transformed, state.device)
+        if self.features is not None and self.features.holds(state):
+            batches = self.features.batches(model, batches, forward=forward, device=state.device)
+            forward = partial(self.features.cut.head, model)
         outputs = collect_outputs(forward, batches, device=state.device, strategy=self._strategy)
         if outputs is None:
             raise DataError("E202", "no validation file can be read")
@@ -199,10 +210,12 @@ def _has_fixed_shapes(settings: Settings) -> bool:
     return same_px and bool(settings["training.drop_last"]) and (not micro or batch % micro == 0)
 
 
-def _step(settings: Settings, model: nn.Module, loss: nn.Module, strategy: Strategy) -> Step:
+def _step(
+    settings: Settings, model: nn.Module, loss: nn.Module, strategy: Strategy, features: KeptFeatures | None
+) -> Step:
     micro = settings["training.micro_batch_size"]
     return Step(
-        supervised(loss),
+        supervised(loss, head=None if features is None else features.batches.cut.head),
         strategy=strategy,
         precision=settings["training.precision"],
         micro_batch_size=micro,

@@ -13,6 +13,8 @@ from kiln.recipe.check import Problem
 from kiln.recipe.duration import Duration
 
 MODES = ("full", "head", "top(n)", "staged", "lora")
+HEAD_MODES = ("head", "staged")
+"""Where the head is trained while all before it stands still."""
 _TOP = re.compile(r"top\([1-9]\d*\)")
 _NUMBER = r"(\d+(?:\.\d*)?|\.\d+)"
 _STAGE = re.compile(rf"(?P<what>.+?)(?:\s+from\s+(?P<first>\S+))?(?:\s+at\s+{_NUMBER})?(?:\s+decay\s+{_NUMBER})?")
@@ -54,6 +56,7 @@ def find_finetune_problems(values: Mapping[str, Any], defaults: Mapping[str, Any
         yield Problem("E101", f"finetune.mode = {mode!r}", meant=closest(mode, MODES) or "", choices=MODES)
         return
     yield from _without_effect(values, defaults, mode)
+    yield from _view_problems(values, mode)
     yield from _on_random_weights(values, mode)
     if values["finetune.stages"]:
         yield from _stage_problems(values["finetune.stages"])
@@ -78,6 +81,40 @@ def _without_effect(values: Mapping[str, Any], defaults: Mapping[str, Any], mode
     if values["finetune.freeze_norm"] != "auto" and mode in ("head", "lora"):
         what = f"finetune.freeze_norm has no effect with finetune.mode = {mode!r}, where norms are frozen"
         yield Problem("E103", what, expected="full, top(n) or staged, or no finetune.freeze_norm")
+
+
+def why_no_views(values: Mapping[str, Any]) -> str | None:
+    """Why the frozen part cannot see a few views of each image alone; None where it can.
+
+    Args:
+        values: every field of a recipe by its full name.
+    """
+    if values["augment.mixup"] or values["augment.cutmix"]:
+        return "augment.mixup and augment.cutmix make other images of them in every batch"
+    if values["augment.first_px"] is not None:
+        return f"augment.first_px = {values['augment.first_px']} lets images grow from step to step"
+    if values["data.repeats"] > 1:
+        return f"data.repeats = {values['data.repeats']} augments a sample in several ways in one epoch"
+    if values["data.collate"] != "stack":
+        return f"with data.collate = {values['data.collate']!r} an image depends on its batch"
+    if values["training.swa_start"] is not None:
+        return "training.swa_start measures running statistics on images in the end"
+    return None
+
+
+def _view_problems(values: Mapping[str, Any], mode: str) -> Iterator[Problem]:
+    views, cache = values["finetune.views"], values["finetune.cache_features"]
+    asked = [f"finetune.views = {views}"] if views != "auto" else []
+    asked += [f"finetune.cache_features = {cache!r}"] if cache != "auto" else []
+    if asked and mode not in HEAD_MODES:
+        what = f"{asked[0]} has no effect with finetune.mode = {mode!r}"
+        yield Problem("E103", what, expected="head or staged, where the head is trained alone")
+    elif cache == "on" and views == 0:
+        what = "finetune.cache_features = 'on' with finetune.views = 0, which draws augmentation anew in each epoch"
+        yield Problem("E103", what, expected="finetune.views above 0, such as 4")
+    elif (cache == "on" or views not in ("auto", 0)) and (why := why_no_views(values)):
+        wanted = asked[0] if views not in ("auto", 0) else asked[-1]
+        yield Problem("E103", f"{wanted}, but {why}", expected="one of the two")
 
 
 def _on_random_weights(values: Mapping[str, Any], mode: str) -> Iterator[Problem]:

@@ -230,6 +230,13 @@ class Finetune(Section):
     lora_targets: tuple[str, ...] = option(
         (), "Layers that get an adapter, by the ends of their names; without any, all linear layers."
     )
+    views: Auto | CountInt = option(
+        "auto",
+        "Ways to augment each image while the head alone is trained, taken in turn; 0: anew in each epoch.",
+    )
+    cache_features: Literal["auto", "on", "off"] = option(
+        "auto", "Keep what the frozen part makes of each view, while the head alone is trained.", how=True
+    )
     random_weights: bool = option(False, "Keep parts frozen although no trained weights are loaded.")
 
 
