@@ -106,3 +106,13 @@ def test_another_micro_batch_may_be_asked_for_at_a_resume(tiny_model):
     del tried[:]
     train(state, Step(greedy(100, tried), micro_batch_size=7), 2)
     assert tried == [7, 1]
+
+
+def test_the_devices_cache_is_emptied_after_running_out_of_memory_and_never_else(tiny_model, monkeypatch):
+    emptied = []
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
+    monkeypatch.setattr(torch.accelerator, "empty_cache", lambda: emptied.append(1))
+    train(make_state(tiny_model()), Step(greedy(8, [])), 4)
+    assert emptied == []
+    train(make_state(tiny_model()), Step(greedy(3, [])), 4)  # batches of 8: halved twice
+    assert emptied == [1, 1]
