@@ -28,6 +28,7 @@ from kiln.errors import ArtifactError, NumericError, UsageError
 from kiln.events import Skipped, StepDone
 from kiln.losses import LossTerms
 from kiln.optim.groups import parameter_groups
+from kiln.optim.sam import SharpnessAware
 
 CPU = torch.device("cpu")
 
@@ -135,6 +136,16 @@ def test_an_overflow_is_counted_apart_from_bad_batches_and_moves_nothing(tiny_mo
     events = list(fit(state, step, batches, total_steps=1))
     assert [event.reason for event in events if isinstance(event, Skipped)] == ["the loss or a gradient is not finite"]
     assert (step.scaler.num_overflows, state.skipped) == (0, 1)
+
+
+def test_an_overflow_before_a_sharpness_aware_step_is_the_scales_too(tiny_model):
+    """The second evaluation stands on weights that the overflow spoilt: its loss is no fault of the batch."""
+    state = make_state(tiny_model())
+    step = Step(amplified({1: float("inf")}), precision="fp16", sam=SharpnessAware(rho=0.05))
+    events = list(fit(state, step, Batches(*pictures(), 5), total_steps=3))
+    assert [event for event in events if isinstance(event, Skipped)] == [Skipped(2, OVERFLOW)]
+    assert (step.scaler.num_overflows, state.skipped) == (1, 0)
+    assert all(torch.isfinite(tensor).all() for tensor in state.model.state_dict().values())
 
 
 def test_gradients_that_never_become_finite_end_the_training(tiny_model):

@@ -116,7 +116,7 @@ class Step:
         self._parameters = [p for group in state.optimizer.param_groups for p in group["params"]]
         self._autocast = autocast(self.precision, device)
         self._multiplying = multiplying_fp32(self.precision, device)
-        self._bad, self._found_inf = torch.zeros((), device=device), torch.zeros((), device=device)
+        self._bad, self._found_inf, self._overflow = (torch.zeros((), device=device) for _ in range(3))
         self._zero, self._one = torch.zeros((), device=device), torch.ones((), device=device)
         optimizer = state.optimizer
         prime_momentum(optimizer)
@@ -142,8 +142,8 @@ class Step:
         """The gradient that the optimizer is given, in whatever micro-batches fit."""
         while True:
             try:
-                self._bad.zero_()
-                self._found_inf.zero_()
+                for flag in (self._bad, self._found_inf, self._overflow):
+                    flag.zero_()
                 with self._multiplying():
                     sums = self._evaluate(state, batch, num_samples, count)
                     if self.sam is not None:
@@ -208,14 +208,15 @@ class Step:
         else:
             torch._amp_foreach_non_finite_check_and_unscale_([loss], self._bad, scale)
             torch._amp_foreach_non_finite_check_and_unscale_(gradients, self._found_inf, scale * self.scaler.inverse())
+            # Noted now: where a second evaluation follows (SAM), its loss is not finite because this gradient was not.
+            torch.maximum(self._overflow, self.scaler.is_overflow(self._found_inf, self._bad), out=self._overflow)
         return loss, weight, stop, save
 
     def _update_scale(self, scaler: LossScaler) -> Tensor:
         """Note in `_bad` whether the step is to be skipped, for whatever reason; returns whether the scale is to blame."""
-        overflow = scaler.is_overflow(self._found_inf, self._bad)
         torch.maximum(self._bad, self._found_inf, out=self._bad)
-        scaler.update(self._found_inf, overflow)
-        return overflow
+        scaler.update(self._found_inf, self._overflow)
+        return self._overflow
 
     def _sum_over_processes(self, state: State, loss: Tensor, weight: Tensor | float) -> Sums:
         """Loss, weight, and how many processes wish to stop and to save, in one exchange."""
