@@ -2,8 +2,11 @@
 
     python examples/regression.py
 
-`fit` takes any module, any iterable of (inputs, targets) with a length, and any loss that returns a scalar or a value
-per sample. It is a generator of events: whoever runs it decides what to do with them.
+Tutorials subtract targets (B,) from outputs (B, 1), which compares every pair, and count a small last batch as a whole one.
+Here a loss with one value per sample is averaged over samples; a loss that returns something else is refused.
+
+`fit` takes any module, any iterable of (inputs, targets) with a length, and any such loss, or one that returns a scalar. It
+is a generator of events: whoever runs it decides what to do with them.
 """
 
 import torch

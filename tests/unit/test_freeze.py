@@ -168,7 +168,10 @@ def test_unfreezing_gives_back_what_freezing_took(network):
 def test_only_the_statistics_of_norms(network):
     norms = running_norms(network)
     assert norms == ("body.1", "body.3", "body.5", "body.7", "body.9", "flat.2", "volume.1")
-    freeze(network, *(f"{name}.running_*" for name in norms), *(f"{name}.num_batches_tracked" for name in norms))
+    by_pattern = (*(f"{name}.running_*" for name in norms), *(f"{name}.num_batches_tracked" for name in norms))
+    blocks = ordered_blocks(network)
+    assert select(network, ["statistics"], blocks) == select(network, by_pattern, blocks) != set()
+    freeze(network, "statistics")
     before = tensors(network)
     train(network, heavy_sgd(network.parameters()))
     changed = differing(before, tensors(network))

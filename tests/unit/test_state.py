@@ -208,6 +208,14 @@ def test_the_tracker_follows_its_definition_and_survives_a_cut(values, higher, m
         assert tracker.exhausted == (patience is not None and since >= patience)
 
 
+def test_plain_numbers_are_tracked_in_the_direction_that_was_said():
+    down, up = (Tracker("loss", patience=2, higher_is_better=higher) for higher in (False, True))
+    assert [down.update(loss, step) for step, loss in enumerate([3.0, 2.0, 2.5, float("nan")])] == [1, 1, 0, 0]
+    assert (down.best, down.best_step, down.exhausted) == (2.0, 1, True)
+    assert [up.update(score, step) for step, score in enumerate([3, 2, 4])] == [1, 0, 1]
+    assert not up.exhausted
+
+
 def test_a_metric_of_ones_own_needs_no_more_than_a_value():
     tracker = Tracker("x")
     own = type("Own", (), {"value": 0.25})()

@@ -35,10 +35,13 @@ class Tracker:
         monitor: name of the metric that decides.
         patience: stop after this many evaluations without an improvement; None never stops.
         min_delta: what counts as an improvement for patience must be larger than this; the best is the best regardless.
+        higher_is_better: of plain numbers, and of metrics that do not say.
     """
 
-    def __init__(self, monitor: str, *, patience: int | None = None, min_delta: float = 0.0) -> None:
-        self.monitor = monitor
+    def __init__(
+        self, monitor: str, *, patience: int | None = None, min_delta: float = 0.0, higher_is_better: bool = True
+    ) -> None:
+        self.monitor, self.higher_is_better = monitor, higher_is_better
         self.patience, self.min_delta = patience, min_delta
         self.best: float | None = None
         self.best_step = 0
@@ -48,10 +51,10 @@ class Tracker:
     def update(self, metric: Any, step: int) -> bool:
         """Record an evaluation; True when it is the best so far. A NaN never is.
 
-        `metric` has a `value`, and may say `higher_is_better` (it is, otherwise).
+        `metric` is a number, or has a `value` and may say `higher_is_better`.
         """
-        value = float(metric.value)
-        sign = 1.0 if getattr(metric, "higher_is_better", True) else -1.0
+        value = float(getattr(metric, "value", metric))
+        sign = 1.0 if getattr(metric, "higher_is_better", self.higher_is_better) else -1.0
         if value == value and (self.improved_to is None or sign * (value - self.improved_to) > self.min_delta):
             self.improved_to, self.evaluations_since_improvement = value, 0
         else:

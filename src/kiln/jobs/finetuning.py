@@ -19,8 +19,6 @@ from kiln.models.sizes import dry_forward
 from kiln.models.surgery import last_layer
 from kiln.recipe.finetune_text import parse_stage
 
-STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
-
 
 def adapt_(settings: Settings, created: Created) -> None:
     """Put LoRA's adapters into the model, where they are asked for. Before it moves to its device."""
@@ -112,7 +110,4 @@ def _frozen_norms(settings: Settings, model: nn.Module) -> tuple[str, ...]:
             settings.decide("finetune.freeze_norm", "none", "no layer keeps running statistics")
             return ()
         raise UsageError("E103", f"finetune.freeze_norm = {what!r} has no effect: no layer keeps running statistics")
-    if what == "all":
-        return ("norms",)
-    buffers = {name for name, _ in model.named_buffers()}
-    return tuple(name for norm in norms for part in STATISTICS if (name := f"{norm}.{part}") in buffers)
+    return ("norms",) if what == "all" else ("statistics",)

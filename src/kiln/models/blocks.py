@@ -110,7 +110,7 @@ def select(model: nn.Module, what: Sequence[str], blocks: Sequence[Block]) -> se
     Args:
         model: that the blocks were cut from.
         what: `all`, `head`, `backbone`, `top(n)` (the head and the n blocks before it), `norms` (layers with running
-            statistics), the name of a module or parameter, or a pattern such as `layer4.*` or `*.bn?`.
+            statistics), `statistics` (those alone), the name of a module or parameter, or a pattern such as `*.bn?`.
         blocks: of `ordered_blocks`.
     Raises: UsageError (E101): a name or pattern that matches nothing, or more blocks than there are (E102).
     """
@@ -134,10 +134,13 @@ def _selected(model: nn.Module, word: str, blocks: Sequence[Block]) -> set[str]:
     every = [atom for block in blocks for atom in block.atoms]
     if word == "norms":
         return {atom for name in running_norms(model) for atom in every if _is_within(atom, name)}
+    if word == "statistics":
+        norms = set(running_norms(model))
+        return {name for name, _ in model.named_buffers() if name in every and name.rpartition(".")[0] in norms}
     names = [name for name, _ in (*model.named_modules(), *model.named_parameters(), *model.named_buffers())]
     matched = [name for name in names if name and (name == word or fnmatchcase(name, word))]
     if not matched:
-        choices = ["all", "head", "backbone", "top(n)", "norms", *(block.name for block in body)]
+        choices = ["all", "head", "backbone", "top(n)", "norms", "statistics", *(block.name for block in body)]
         raise UsageError("E101", f"{word!r} names nothing in the model", got=word, choices=choices)
     return {atom for atom in every if any(_is_within(atom, name) for name in matched)}
 
