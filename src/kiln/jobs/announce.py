@@ -11,11 +11,13 @@ from kiln.jobs.resolve import Settings
 from kiln.names import OBJECT
 from kiln.observe.memory import memory_in_use, state_by_part
 from kiln.observe.progress import Progress
+from kiln.recipe.finetune_text import HEAD_MODES
 
 SHOWN = (
     *("model.name", "model.img_size", "data.channels", "training.batch_size", "optim.lr", "training.precision"),
     *("training.drop_last", "data.workers", "run.device"),
 )
+FEATURES = ("finetune.views", "finetune.cache_features")
 MOST_CLASSES_SHOWN = 8
 
 
@@ -45,7 +47,8 @@ def describe(training: Training, settings: Settings, intake: Intake, progress: P
         why := settings.reasons.get("finetune.freeze_norm")
     ):
         say(f"decided    finetune.freeze_norm = statistics: {why}")
-    for name in SHOWN:
+    of_features = FEATURES if settings.values["finetune.mode"] in HEAD_MODES else ()
+    for name in (*of_features, *SHOWN):
         if name in settings.reasons:
             say(f"decided    {name} = {as_set(settings.values[name])}: {settings.reasons[name]}")
     epochs = training.total_steps / len(training.batches)

@@ -19,6 +19,7 @@ from kiln.data.feature_files import FeatureFiles, open_feature_files
 from kiln.data.fingerprint import digest
 from kiln.data.loader import Views
 from kiln.data.resident import free_bytes
+from kiln.data.storage import counted
 from kiln.data.transform import takes_rng
 from kiln.engine.features import EvaluationFeatures, FeatureBatches
 from kiln.engine.stages import Stages
@@ -80,7 +81,7 @@ def keep_features(
         num_bytes = _bytes_of_a_sample(settings, pipeline, cut) * (views * len(train) + len(intake.split.val))
         why = _why_no_room(settings, num_bytes)
         if why is None:
-            reason = f"{views} of {epochs} epochs go through the frozen part; {num_bytes / 1e6:,.1f} MB in memory"
+            reason = f"{epochs} epochs, each image {counted(min(views, epochs), 'time')} through the frozen part; {num_bytes / 1e6:,.1f} MB"
             if _settle_cache(settings, None, reason):
                 return _kept(settings, intake, pipeline, cut, train=train, before_step=before_step, num_bytes=num_bytes)
             return None

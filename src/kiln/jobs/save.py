@@ -157,4 +157,5 @@ def bitwise_conditions(training: Training, settings: Any) -> dict[str, Any]:
         "precision": settings["training.precision"],
         "memory_format": settings["run.memory_format"],
         "micro_batch_size": settings["training.micro_batch_size"],
+        "cache_features": settings["finetune.cache_features"],
     }
