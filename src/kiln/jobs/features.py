@@ -69,24 +69,20 @@ def keep_features(
             settings.values[name] = value
         return None
     before_step = stages.stages[1].first_step if len(stages.stages) > 1 else None
-    cut, why_none = _cut(settings, pipeline)
-    _settle_views(settings, intake, why_none)
-    views = settings["finetune.views"]
-    train = chosen_samples(settings, intake)
+    cut, why_not = _cut(settings, pipeline)
+    _settle_views(settings, intake, why_not)
+    views, train = settings["finetune.views"], chosen_samples(settings, intake)
     if views:
         pipeline.loader.views = Views(views, before_step)
     epochs = -(-min(before_step or total_steps, total_steps) // len(pipeline.batches))
-    why = why_none or _why_not_kept(settings, strategy, epochs=epochs)
-    if why is None and cut is not None:
-        num_bytes = _bytes_of_a_sample(settings, pipeline, cut) * (views * len(train) + len(intake.split.val))
-        why = _why_no_room(settings, num_bytes)
-        if why is None:
-            reason = f"{epochs} epochs, each image {counted(min(views, epochs), 'time')} through the frozen part; {num_bytes / 1e6:,.1f} MB"
-            if _settle_cache(settings, None, reason):
-                return _kept(settings, intake, pipeline, cut, train=train, before_step=before_step, num_bytes=num_bytes)
-            return None
-    _settle_cache(settings, why, "")
-    return None
+    samples = views * len(train) + len(intake.split.val)
+    num_bytes = 0 if cut is None else samples * _bytes_of_a_sample(settings, pipeline, cut)
+    why_not = why_not or _why_not_kept(settings, strategy, epochs=epochs) or _why_no_room(settings, num_bytes)
+    times = counted(min(views, epochs), "time")
+    reason = f"{epochs} epochs, each image {times} through the frozen part; {num_bytes / 1e6:,.1f} MB"
+    if not _settle_cache(settings, why_not, reason) or cut is None:
+        return None
+    return _kept(settings, intake, pipeline, cut, train=train, before_step=before_step, num_bytes=num_bytes)
 
 
 def _cut(settings: Settings, pipeline: Pipeline) -> tuple[FeatureCut | None, str | None]:
