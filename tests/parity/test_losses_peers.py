@@ -179,6 +179,16 @@ def test_errors_of_numbers_against_torch(delta):
     torch.testing.assert_close(huber, F.huber_loss(outputs, targets, delta=delta), **CLOSE)
 
 
+def test_penalties_against_their_formulas():
+    outputs, _, _ = data((B, 3, 2))
+    torch.testing.assert_close(mean(L.l1_outputs(outputs)), outputs.abs().mean(), **CLOSE)
+    torch.testing.assert_close(mean(L.l2_outputs(outputs)), outputs.square().mean(), **CLOSE)
+    assert L.l1_outputs(outputs).values.shape == (B,)
+    weights = [outputs[0], outputs[1:]]
+    torch.testing.assert_close(L.l1_norm(weights), torch.linalg.vector_norm(outputs, 1), **CLOSE)
+    torch.testing.assert_close(L.l2_norm_squared(weights), torch.linalg.vector_norm(outputs) ** 2, **CLOSE)
+
+
 @pytest.mark.parametrize("temperature", [0.07, 0.5])
 def test_supervised_contrastive_pair_by_pair(temperature):
     z, _, _ = data((7, 4))

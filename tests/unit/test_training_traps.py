@@ -11,7 +11,7 @@ from kiln.models.create import create_model
 
 def test_trap_drop_is_the_share_that_is_dropped():
     """Read as a keep probability, 0.1 would leave a tenth."""
-    dropout = create_model("kiln/small_cnn", num_classes=3, drop=0.1).model.drop.train()
+    dropout = create_model("kiln/small_cnn", num_classes=3, drop=0.1).model.get_submodule("drop").train()
     torch.manual_seed(0)
     passed = dropout(torch.ones(100_000))
     assert abs((passed == 0).float().mean().item() - 0.1) < 0.005
