@@ -13,7 +13,7 @@ import torch
 from sklearn.datasets import load_digits
 from torch import nn
 
-from kiln.engine.state import Tracker
+from kiln.engine import Tracker
 
 
 def train_until_no_better(

@@ -11,9 +11,7 @@ from sklearn.datasets import load_digits
 from torch import nn
 
 from kiln import Batch
-from kiln.engine.state import State
-from kiln.engine.step import Step
-from kiln.engine.supervised import supervised
+from kiln.engine import State, Step, supervised
 from kiln.losses import CrossEntropy
 
 

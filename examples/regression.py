@@ -13,9 +13,7 @@ import torch
 from torch import nn
 
 from kiln import fit
-from kiln.engine.state import State
-from kiln.engine.step import Step
-from kiln.engine.supervised import supervised
+from kiln.engine import State, Step, supervised
 from kiln.events import EpochDone
 from kiln.optim.schedules import cosine, with_warmup
 
