@@ -17,7 +17,7 @@ SHOWN = (
     *("model.name", "model.img_size", "data.channels", "training.batch_size", "optim.lr", "training.precision"),
     *("training.drop_last", "data.workers", "run.device"),
 )
-FEATURES = ("finetune.views", "finetune.cache_features")
+FEATURES = ("finetune.views", "finetune.cache_features", "checkpoint.every")
 MOST_CLASSES_SHOWN = 8
 
 
@@ -112,6 +112,8 @@ def proofs(training: Training) -> list[str]:
 
 def as_set(value: object) -> str:
     """A value as `--set` takes it."""
+    if isinstance(value, tuple):
+        return f"[{', '.join(map(as_set, value))}]"
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 

@@ -240,7 +240,9 @@ def _timetable(settings: Settings, total_steps: int, steps_per_epoch: int) -> tu
     eval_every = steps(settings["training.eval_every"])
     every = settings["checkpoint.every"]
     clock = [duration.seconds for duration in every if duration.seconds is not None]
-    counted = {steps_per_epoch, *(steps(duration) for duration in every if duration.seconds is None)}
+    counted = {steps(duration) for duration in every if duration.seconds is None}
+    if "checkpoint.every" not in settings.reasons:  # otherwise epochs are too short for it
+        counted.add(steps_per_epoch)
     timetable = Timetable(
         evaluate_every_steps=eval_every,
         save_every_steps=tuple(sorted(counted)),

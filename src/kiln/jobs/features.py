@@ -33,8 +33,12 @@ from kiln.models.features import FeatureCut, find_cut
 from kiln.models.freeze import combined_digest, digests_of, frozen_atoms
 from kiln.models.sizes import mode
 from kiln.names import TRANSFORMS, resolve
+from kiln.recipe.duration import Duration
 from kiln.recipe.finetune_text import HEAD_MODES, why_no_views
+from kiln.recipe.recipe import FIELDS
 
+SAVE_SECONDS = 30
+"""Between checkpoints, where a head alone is trained on features: what a kill may cost."""
 USUAL_VIEWS = 4
 """Of an augmented image: a compromise between an epoch's price and variety, not a measured optimum."""
 
@@ -82,6 +86,9 @@ def keep_features(
     reason = f"{epochs} epochs, each image {times} through the frozen part; {num_bytes / 1e6:,.1f} MB"
     if not _settle_cache(settings, why_not, reason) or cut is None:
         return None
+    if before_step is None and settings["checkpoint.every"] == FIELDS["checkpoint.every"].default:
+        reason = "an epoch on features takes less than a checkpoint; a new best is saved all the same"
+        settings.decide("checkpoint.every", (Duration(SAVE_SECONDS, "s"),), reason)
     return _kept(settings, intake, pipeline, cut, train=train, before_step=before_step, num_bytes=num_bytes)
 
 
