@@ -9,6 +9,7 @@ from safetensors.torch import load_file
 
 import kiln
 from kiln.data import room
+from kiln.data.feature_files import FeatureFiles
 from kiln.observe.progress import make
 from small_runs import HERE, Group, Trial, differing, metrics, outcome
 
@@ -216,3 +217,31 @@ def test_a_file_that_cannot_be_read_is_counted_once(image_folder, tmp_path, cach
     assert (kept.path / "bad_files.csv").read_text() == (through.path / "bad_files.csv").read_text()
     ours, theirs = weights_of(kept), weights_of(through)
     assert torch.allclose(ours["head.weight"], theirs["head.weight"], atol=1e-5)
+
+
+def test_what_is_on_the_disk_is_held_against_the_images(image_folder, tmp_path, cache):
+    cold = train(image_folder, tmp_path, augment__policy="none")
+    (table,) = tables(cache)
+    files = FeatureFiles(table.parent, 10**6, about={})
+    rows = files.load("view-0")
+    files.save("view-0", rows + 1)  # sound, and of something else
+    files.close()
+    again = train(image_folder, tmp_path, augment__policy="none")
+    assert differing(outcome(again.path), outcome(cold.path)) == []
+    assert FeatureFiles(table.parent, 10**6, about={}).load("view-0").equal(rows)
+
+
+def test_without_room_on_the_disk_features_stay_in_memory(image_folder, tmp_path, cache):
+    cold = train(image_folder, tmp_path, augment__policy="none")
+    shutil.rmtree(cache)
+    tight = train(image_folder, tmp_path, augment__policy="none", data__cache_size="10KB")
+    assert of(tight, "cache_features")[0] == "on"
+    assert tables(cache) == []
+    assert differing(outcome(tight.path), outcome(cold.path)) == []
+
+
+def test_checkpoints_go_by_the_clock_unless_asked_otherwise(image_folder, tmp_path, cache):
+    settings = {"augment__policy": "none", "finetune__cache_features": "on"}
+    assert train(image_folder, tmp_path, **settings).resolved["values"]["checkpoint.every"] == ["30s"]
+    asked = train(image_folder, tmp_path, checkpoint__every="2ep", **settings)
+    assert asked.resolved["values"]["checkpoint.every"] == ["2ep"]
