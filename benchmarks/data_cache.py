@@ -219,7 +219,7 @@ def kiln_small(where: Path, *, workers: int = WORKERS) -> Iterator[Any]:
     source = recall(where)
     if source is None:
         source = open_source(where)
-        remember(source, limit_bytes=10**12)
+        remember(source, cache_size="1TB")
     train = np.flatnonzero(np.array([split == "train" for split in source.splits or ["train"] * len(source)]))
     contract, keys, light = PixelContract(32, 32), keys_of(source.keys), policy("light")
     form = ContractForm(contract, fast=True)

@@ -61,11 +61,12 @@ def spied(folder: Path, run: Path) -> list[tuple[int, int]]:
     """(number that the pixels tell, target) of every image that training saw, in order."""
     spec = read_header(run / "model.safetensors")["spec"]
     red = [255 * (pixel[0] * spec["std"][0] + spec["mean"][0]) for pixel in lines(folder / "seen.jsonl")]
-    return list(zip(map(number_of, red), lines(folder / "targets.jsonl"), strict=True))
+    trial = 1  # a loss of one's own is called once before training
+    return list(zip(map(number_of, red), lines(folder / "targets.jsonl", after=trial), strict=True))
 
 
-def lines(path: Path) -> list:
-    return [row for line in path.read_text().splitlines() for row in json.loads(line)]
+def lines(path: Path, *, after: int = 0) -> list:
+    return [row for line in path.read_text().splitlines()[after:] for row in json.loads(line)]
 
 
 @pytest.mark.parametrize("how", ["header", "body", "empty"])

@@ -41,7 +41,7 @@ def test_the_undisturbed_run_is_worth_comparing_with(undisturbed):
     found = outcome(undisturbed.run)
     moments = [name for name in found if name.startswith("tensor optimizer/state/") and name.endswith("exp_avg_sq")]
     assert len(moments) == 8
-    assert "tensor ema/model/body.1.running_var" in found
+    assert "tensor average/model/body.1.running_var" in found
     assert found["status"] == ("done", 21, "done")
     step, tree = found["checkpoint"]
     assert (step, tree["average"]["updates"], tree["progress"]["epoch"]) == (21, 21, 3)

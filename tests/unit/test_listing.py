@@ -15,7 +15,6 @@ from PIL import Image
 from kiln.data import listing, room
 from kiln.data.source import Source, open_source
 
-ROOM = 10**9
 COLUMNS = ("keys", "labels", "splits", "groups", "class_names", "fingerprint", "notes", "unlabelled", "transformed")
 
 
@@ -54,7 +53,7 @@ SHAPES = {
 
 def both(path: Path) -> tuple[Source, Source]:
     opened = open_source(path)
-    listing.remember(opened, limit_bytes=ROOM)
+    listing.remember(opened, cache_size="1GB")
     recalled = listing.recall(path)
     assert recalled is not None
     return opened, recalled
@@ -97,7 +96,7 @@ def test_damaged_record_is_not_recalled(tmp_path: Path) -> None:
 
 def test_record_counts_among_the_caches(tmp_path: Path) -> None:
     path = archive(tmp_path / "data.zip", SPLIT)
-    listing.remember(open_source(path), limit_bytes=100)
+    listing.remember(open_source(path), cache_size="100")
     assert listing.recall(path) is None
     assert room.entries() == []
     both(path)
@@ -112,9 +111,9 @@ def test_only_large_zips_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     path = archive(tmp_path / "data.zip", SPLIT)
     with zipfile.ZipFile(path) as opened:
         opened.extractall(tmp_path / "data")
-    listing.remember(open_source(tmp_path / "data"), limit_bytes=ROOM)
+    listing.remember(open_source(tmp_path / "data"), cache_size="1GB")
     monkeypatch.setattr(listing, "LEAST_MEMBERS", 1000)
-    listing.remember(open_source(path), limit_bytes=ROOM)
+    listing.remember(open_source(path), cache_size="1GB")
     assert room.entries() == []
 
 
@@ -122,5 +121,5 @@ def test_row_without_label_is_not_kept(tmp_path: Path) -> None:
     text = TABLE["labels.csv"].replace("1.jpg,1", "1.jpg,")
     opened = open_source(archive(tmp_path / "data.zip", [f"{i}.jpg" for i in range(5)], {"labels.csv": text}))
     assert dataclasses.asdict(opened)["unlabelled"]
-    listing.remember(opened, limit_bytes=ROOM)
+    listing.remember(opened, cache_size="1GB")
     assert room.entries() == []

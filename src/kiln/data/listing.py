@@ -47,21 +47,21 @@ def recall(where: str | os.PathLike[str]) -> Source | None:
         return None  # damaged, or of another version: listing anew is always right
 
 
-def remember(source: Source, *, limit_bytes: int) -> None:
+def remember(source: Source, *, cache_size: str = "auto") -> None:
     """Keep the listing of a source that is one large zip; of others nothing is kept.
 
     Args:
         source: as it was opened, with nothing but its path asked for.
-        limit_bytes: that all caches on disk together may take.
+        cache_size: what all caches on disk together may take, as `data.cache_size` says it.
     """
     reader = source._reader
     archive = reader.storage if isinstance(reader, FileReader) else None
     if not isinstance(archive, Zip) or len(archive.members) < LEAST_MEMBERS or source.unlabelled:
         return
     try:
-        _write(source, archive, limit_bytes)
+        _write(source, archive, room.budget(cache_size))
     except OSError:
-        return  # no room on the disk: the next opening lists anew
+        return  # no room on the disk, or no right to write there: the next opening lists anew
 
 
 def _write(source: Source, archive: Zip, limit_bytes: int) -> None:

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kiln import tasks
-from kiln.data import listing, room
+from kiln.data import listing
 from kiln.data.audit import BadFile, check_headers
 from kiln.data.checks.decisions import apply_decisions
 from kiln.data.checks.quick import quick_check, quick_notes
@@ -64,7 +64,7 @@ def open_recipe_source(recipe: Recipe, data: Any, *, moved: str = "") -> Source:
         source = listing.recall(where)
         if source is None:
             source = open_source(where)
-            listing.remember(source, limit_bytes=room.budget(section.cache_size))
+            listing.remember(source, cache_size=section.cache_size)
     else:
         source = open_source(where, **asked)
     return source if section.decisions is None else apply_decisions(source, section.decisions)

@@ -45,7 +45,7 @@ def with_warmup(
         **settings: for `make`.
     Raises: UsageError: a warmup that leaves nothing, or one that starts at rate 0.
     """
-    if not 0 <= warmup_steps < max(total_steps, 1):
+    if warmup_steps < 0 or (warmup_steps > 1 and warmup_steps >= total_steps):
         raise UsageError(
             "E103",
             f"a warmup of {warmup_steps} steps in a training of {total_steps}",

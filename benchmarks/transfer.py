@@ -1,0 +1,194 @@
+"""Does transfer help, and does it matter how? Pretrain on 5 classes of CIFAR-10, move to the other 5 with 50 images each.
+
+    python benchmarks/transfer.py cifar10.zip [--seeds N] [--json PATH] [--quick]
+
+Claims: `staged` (the head first, then everything at rates that fall with depth) beats training from scratch by at least 8
+points of test accuracy, and `full` at one rate, with intervals apart; at batches of 4, BatchNorm with frozen statistics
+beats BatchNorm that follows them.
+
+How: one network is pretrained once. Each seed draws its own 50 training images a class, and 50 others to choose by. Every
+arm tries the same five rates and keeps the one that is best on the images to choose by; what is reported is its accuracy on all
+5,000 test images of those classes. An interval is that of the mean over seeds (Student's t); the difference of two arms is
+paired by seed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import tempfile
+import zipfile
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("OMP_NUM_THREADS", "2")
+
+import numpy as np
+import record
+from scipy import stats
+
+PACKAGES = ("torchkiln", "torch", "timm", "numpy", "scipy")
+RATES = (3e-4, 1e-3, 3e-3, 1e-2, 3e-2)
+PER_CLASS = 50
+SMALL_BATCH = {"training.batch_size": 4}
+ARMS: dict[str, dict[str, Any]] = {
+    "scratch": {"model.weights": "none"},
+    "full": {"finetune.mode": "full", "finetune.freeze_norm": "none"},
+    "head": {"finetune.mode": "head"},
+    "staged": {"finetune.mode": "staged"},
+    "batch 4, statistics follow": {**SMALL_BATCH, "finetune.mode": "full", "finetune.freeze_norm": "none"},
+    "batch 4, statistics frozen": {**SMALL_BATCH, "finetune.mode": "full", "finetune.freeze_norm": "statistics"},
+}
+
+
+def unpacked(archive: Path, root: Path) -> tuple[dict[str, list[Path]], dict[str, list[Path]]]:
+    """Every image as a file of its own; paths by class, of training and of test images."""
+    found: dict[str, dict[str, list[Path]]] = {"train": {}, "test": {}}
+    with zipfile.ZipFile(archive) as opened:
+        for name in sorted(opened.namelist()):
+            split, label = name.split("/")[-3:-1] if name.count("/") > 1 else ("", "")
+            if split in found and name.endswith((".jpg", ".png")):
+                path = root / split / label / Path(name).name
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.write_bytes(opened.read(name))
+                found[split].setdefault(label, []).append(path)
+    return found["train"], found["test"]
+
+
+def chosen(root: Path, parts: dict[str, dict[str, list[Path]]]) -> str:
+    """A folder of links to some images, as split/class/image."""
+    for split, classes in parts.items():
+        for label, paths in classes.items():
+            folder = root / split / label
+            folder.mkdir(parents=True)
+            for path in paths:
+                (folder / path.name).symlink_to(path)
+    return str(root)
+
+
+def trained(data: str, folder: Path, name: str, settings: dict[str, Any], **changes: Any) -> Any:
+    """One run, in the arms' common settings."""
+    import kiln
+    from kiln.observe.progress import make
+
+    common = {"run.name": name, "training.eval_every": "100%", "data.cache": "memory"}
+    return kiln.train(
+        data,
+        model="resnet18",
+        img_size=32,
+        output=str(folder),
+        progress=make(quiet=True),
+        overrides={**common, **settings},
+        **changes,
+    )
+
+
+def interval(values: list[float]) -> tuple[float, float, float]:
+    """Mean and its 95 % interval over seeds."""
+    mean = float(np.mean(values))
+    if len(values) < 2:
+        return mean, float("-inf"), float("inf")
+    half = float(stats.t.ppf(0.975, len(values) - 1) * np.std(values, ddof=1) / len(values) ** 0.5)
+    return mean, mean - half, mean + half
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("archive", type=Path, help="CIFAR-10 as images in train/CLASS and test/CLASS")
+    parser.add_argument("--json", type=Path)
+    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--pretraining-epochs", type=int, default=8)
+    parser.add_argument("--epochs", type=int, default=20)
+    parser.add_argument("--arms", nargs="*", choices=list(ARMS), default=list(ARMS))
+    parser.add_argument(
+        "--quick", action="store_true", help="one seed, two rates, little pretraining: to see that it runs"
+    )
+    arguments = parser.parse_args()
+    seeds, rates = (1, RATES[1:3]) if arguments.quick else (arguments.seeds, RATES)
+    rows: list[Any] = []
+    with tempfile.TemporaryDirectory() as place:
+        folder = Path(place)
+        os.environ["KILN_CACHE"] = str(folder / "cache")
+        train, test = unpacked(arguments.archive, folder / "all")
+        classes = sorted(train)
+        first, second = classes[::2], classes[1::2]
+        share = 20 if arguments.quick else 1
+        parts = {
+            "train": {label: train[label][500::share] for label in first},
+            "val": {label: train[label][:500:share] for label in first},
+        }
+        pretrained = trained(
+            chosen(folder / "first", parts), folder, "pretrained", {"training.batch_size": 128, "optim.lr": 2e-3},
+            epochs=1 if arguments.quick else arguments.pretraining_epochs,
+        )  # fmt: skip
+        print(f"pretrained on {', '.join(first)}: {pretrained.result['metrics']['val']['accuracy']}", flush=True)
+        tested = chosen(folder / "tested", {"test": {label: test[label][::share] for label in second}})
+        for seed in range(seeds):
+            rng = np.random.default_rng(seed)
+            drawn = {label: [train[label][i] for i in rng.permutation(len(train[label]))] for label in second}
+            parts = {
+                "train": {label: paths[:PER_CLASS] for label, paths in drawn.items()},
+                "val": {label: paths[PER_CLASS : 2 * PER_CLASS] for label, paths in drawn.items()},
+            }
+            data = chosen(folder / f"seed{seed}", parts)
+            for arm in arguments.arms:
+                rows.append(
+                    best_of_rates(
+                        arm,
+                        rates,
+                        data,
+                        tested,
+                        folder,
+                        pretrained,
+                        seed=seed,
+                        epochs=2 if arguments.quick else arguments.epochs,
+                    )
+                )
+                print(f"seed {seed}  {arm:<28} test {rows[-1]['test']:.4f}  at {rows[-1]['lr']:g}", flush=True)
+    return conclude(rows, arguments)
+
+
+def best_of_rates(
+    arm: str, rates: tuple[float, ...], data: str, tested: str, folder: Path, pretrained: Any, *, seed: int, epochs: int
+) -> dict[str, Any]:
+    """Train an arm at each rate; the accuracy on test of the one that is best on validation."""
+    import kiln
+
+    tried = []
+    for lr in rates:
+        settings = {"model.weights": str(pretrained.model_file), "training.batch_size": 32, "optim.lr": lr, **ARMS[arm]}
+        name = f"{seed}-{arm}-{lr}".replace(" ", "-").replace(",", "")
+        run = trained(data, folder / "runs", name, settings, epochs=epochs, seed=seed)
+        tried.append((run.result["metrics"]["val"]["accuracy"]["value"], lr, run))
+    val, lr, run = max(tried, key=lambda one: one[:2])
+    reached = kiln.evaluate(run, tested)["accuracy"]
+    curve = [(lr, val) for val, lr, _ in tried]
+    return {"seed": seed, "arm": arm, "lr": lr, "val": val, "test": float(reached), "tried": curve}
+
+
+def conclude(rows: list[Any], arguments: argparse.Namespace) -> int:
+    """Tables, differences and claims."""
+    by_arm = {arm: [row["test"] for row in rows if row["arm"] == arm] for arm in arguments.arms}
+    lines = []
+    for arm, values in by_arm.items():
+        mean, low, high = interval(values)
+        chosen = ", ".join(f"{row['lr']:g}" for row in rows if row["arm"] == arm)
+        lines.append((arm, f"{100 * mean:.1f}", f"{100 * low:.1f} to {100 * high:.1f}", str(len(values)), chosen))
+    record.show("test accuracy, %", ("arm", "mean", "95 % interval", "seeds", "rate chosen"), lines)
+    claims = []
+    for better, worse, least in (
+        ("staged", "scratch", 8.0),
+        ("staged", "full", 0.0),
+        ("batch 4, statistics frozen", "batch 4, statistics follow", 0.0),
+    ):
+        if better in by_arm and worse in by_arm:
+            mean, low, high = interval([100 * (a - b) for a, b in zip(by_arm[better], by_arm[worse], strict=True)])
+            print(f"{better} - {worse}: {mean:+.2f} points, {low:+.2f} to {high:+.2f}, paired by seed")
+            target = f"at least {least:g}, interval above 0"
+            claims.append(record.Claim(f"{better} - {worse}, points", mean, target, mean >= least and low > 0))
+    return record.finish(claims, rows, packages=PACKAGES, path=arguments.json)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
