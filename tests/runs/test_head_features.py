@@ -10,6 +10,8 @@ from safetensors.torch import load_file
 import kiln
 from kiln.data import room
 from kiln.data.feature_files import FeatureFiles
+from kiln.jobs import show
+from kiln.jobs.asked import asked_for
 from kiln.observe.progress import make
 from small_runs import HERE, Group, Trial, differing, metrics, outcome
 
@@ -245,3 +247,27 @@ def test_checkpoints_go_by_the_clock_unless_asked_otherwise(image_folder, tmp_pa
     assert train(image_folder, tmp_path, **settings).resolved["values"]["checkpoint.every"] == ["30s"]
     asked = train(image_folder, tmp_path, checkpoint__every="2ep", **settings)
     assert asked.resolved["values"]["checkpoint.every"] == ["2ep"]
+
+
+def test_a_batch_of_a_run_is_shown_as_its_view(image_folder, tmp_path, cache):
+    run = train(
+        image_folder,
+        tmp_path,
+        epochs=5,
+        finetune__views=2,
+        finetune__mode="staged",
+        finetune__stages=["head", "all from 4ep"],
+    )
+    assert of(run, "cache_features")[0] == "on"
+    seen, steps = show._of_run(run, asked_for(None, None, {}, {})), run.resolved["facts"]["steps_per_epoch"]
+
+    def epoch(number):
+        batches = [seen.batch(number * steps + step + 1)[0] for step in range(steps)]
+        return {
+            index: image for batch in batches for index, image in zip(batch.indices.tolist(), batch.images, strict=True)
+        }
+
+    first, second, third, fifth = epoch(0), epoch(1), epoch(2), epoch(4)
+    assert all(first[index].equal(third[index]) for index in first)
+    assert not any(first[index].equal(second[index]) for index in first)
+    assert not any(first[index].equal(fifth[index]) for index in first)  # drawn anew: the second stage

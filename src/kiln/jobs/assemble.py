@@ -88,7 +88,7 @@ def assemble(settings: Settings, intake: Intake, strategy: Strategy, *, resuming
     steps_per_epoch = len(pipeline.batches)
     total_steps = settings["training.epochs"].to_steps(steps_per_epoch=steps_per_epoch)
     stages = make_stages(settings, created, total_steps=total_steps, steps_per_epoch=steps_per_epoch)
-    features = keep_features(settings, intake, pipeline, stages, strategy=strategy, total_steps=total_steps)
+    features = keep_features(settings, intake, pipeline, strategy=strategy, total_steps=total_steps)
     optimizer = make_optimizer(settings, model) if stages is None else stages.make_optimizer()
     average = make_average(settings, model, total_steps=total_steps, steps_per_epoch=steps_per_epoch)
     state = State(model, optimizer, average=average, stages=stages)

@@ -148,6 +148,7 @@ class _Bench:
         """Measure training's step on a batch that is on the device already; the weights stay as they are."""
         settings = _with(self.settings, cache="off")
         settings.values["run.strategy"] = "single"
+        settings.values["finetune.cache_features"] = "off"  # the step that takes images
         training = assemble(settings, self.intake, make_strategy(settings), resuming=True)
         state, batch = training.state, training.batches.at(0)
         state.model.train()

@@ -22,7 +22,6 @@ from kiln.data.resident import free_bytes
 from kiln.data.storage import counted
 from kiln.data.transform import takes_rng
 from kiln.engine.features import EvaluationFeatures, FeatureBatches
-from kiln.engine.stages import Stages
 from kiln.engine.strategy import Strategy
 from kiln.errors import UsageError
 from kiln.jobs.batches import Pipeline
@@ -34,7 +33,7 @@ from kiln.models.freeze import combined_digest, digests_of, frozen_atoms
 from kiln.models.sizes import mode
 from kiln.names import TRANSFORMS, resolve
 from kiln.recipe.duration import Duration
-from kiln.recipe.finetune_text import HEAD_MODES, why_no_views
+from kiln.recipe.finetune_text import HEAD_MODES, parse_stage, why_no_views
 from kiln.recipe.recipe import FIELDS
 
 SAVE_SECONDS = 30
@@ -52,32 +51,25 @@ class KeptFeatures:
 
 
 def keep_features(
-    settings: Settings,
-    intake: Intake,
-    pipeline: Pipeline,
-    stages: Stages | None,
-    *,
-    strategy: Strategy,
-    total_steps: int,
+    settings: Settings, intake: Intake, pipeline: Pipeline, *, strategy: Strategy, total_steps: int
 ) -> KeptFeatures | None:
     """Settle `finetune.views` and `finetune.cache_features`; None where each step goes through the whole model.
 
     How many views there are follows from the recipe, data and model alone; whether features are kept, also from what there
-    is room for.
+    is room for. Call when the model is frozen for its first stage.
 
     Raises: UsageError: what was asked for cannot be.
     """
-    if settings["finetune.mode"] not in HEAD_MODES or stages is None:
+    if settings["finetune.mode"] not in HEAD_MODES:
         for name, value in (("finetune.views", 0), ("finetune.cache_features", "off")):
             settings[name]  # other modes do not have it
             settings.values[name] = value
         return None
-    before_step = stages.stages[1].first_step if len(stages.stages) > 1 else None
     cut, why_not = _cut(settings, pipeline)
     _settle_views(settings, intake, why_not)
+    hold_views(settings, pipeline)
+    before_step = _before_step(settings, pipeline)
     views, train = settings["finetune.views"], chosen_samples(settings, intake)
-    if views:
-        pipeline.loader.views = Views(views, before_step)
     epochs = -(-min(before_step or total_steps, total_steps) // len(pipeline.batches))
     samples = views * len(train) + len(intake.split.val)
     num_bytes = 0 if cut is None else samples * _bytes_of_a_sample(settings, pipeline, cut)
@@ -90,6 +82,22 @@ def keep_features(
         reason = "an epoch on features takes less than a checkpoint; a new best is saved all the same"
         settings.decide("checkpoint.every", (Duration(SAVE_SECONDS, "s"),), reason)
     return _kept(settings, intake, pipeline, cut, train=train, before_step=before_step, num_bytes=num_bytes)
+
+
+def hold_views(settings: Settings, pipeline: Pipeline) -> None:
+    """Let training batches see their views, once it is settled how many there are."""
+    views = settings["finetune.views"]
+    if views and not settings.asks("finetune.views"):
+        pipeline.loader.views = Views(views, _before_step(settings, pipeline))
+
+
+def _before_step(settings: Settings, pipeline: Pipeline) -> int | None:
+    """The step with which the second stage begins; None where there is none."""
+    texts, steps = settings["finetune.stages"], len(pipeline.batches)
+    if len(texts) < 2:
+        return None
+    total_steps = settings["training.epochs"].to_steps(steps_per_epoch=steps)
+    return parse_stage(texts[1]).first.to_steps(steps_per_epoch=steps, total_steps=total_steps)
 
 
 def _cut(settings: Settings, pipeline: Pipeline) -> tuple[FeatureCut | None, str | None]:

@@ -20,6 +20,7 @@ from kiln.engine.strategy import Single
 from kiln.errors import DataError, UsageError
 from kiln.jobs.asked import Asked, asked_for
 from kiln.jobs.batches import Pipeline, assemble_batches
+from kiln.jobs.features import hold_views
 from kiln.jobs.intake import Intake, stem_of, take_in
 from kiln.jobs.recorded import plan_of_run
 from kiln.jobs.resolve import Settings, resolve
@@ -147,7 +148,9 @@ def _of_data(asked: Asked) -> _Seen:
 def _seen(settings: Settings, intake: Intake, path: str | None) -> _Seen:
     settings.values["data.cache"] = "off"  # kept copies change no byte; none need be made for one batch
     # As a resume does, without the weights that the model starts from: no batch depends on them.
-    return _Seen(settings, intake, path, assemble_batches(settings, intake, Single(), resuming=True))
+    pipeline = assemble_batches(settings, intake, Single(), resuming=True)
+    hold_views(settings, pipeline)
+    return _Seen(settings, intake, path, pipeline)
 
 
 @dataclass(frozen=True)
