@@ -271,3 +271,21 @@ def test_a_batch_of_a_run_is_shown_as_its_view(image_folder, tmp_path, cache):
     assert all(first[index].equal(third[index]) for index in first)
     assert not any(first[index].equal(second[index]) for index in first)
     assert not any(first[index].equal(fifth[index]) for index in first)  # drawn anew: the second stage
+
+
+def test_after_the_head_stage_everything_is_as_without_features(image_folder, tmp_path, cache):
+    settings = {
+        "finetune__mode": "staged",
+        "finetune__stages": ["head", "all from 3ep"],
+        "finetune__views": 1,
+        "epochs": 5,
+    }
+    kept, through = (
+        train(image_folder, tmp_path, finetune__cache_features=cached, **settings) for cached in ("on", "off")
+    )
+    evaluated = [
+        [line["metrics"]["loss"]["value"] for line in metrics(run.path) if line["event"] == "val"]
+        for run in (kept, through)
+    ]
+    assert len(evaluated[0]) == 5
+    assert evaluated[0] == pytest.approx(evaluated[1], abs=1e-4)
