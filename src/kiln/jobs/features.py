@@ -140,9 +140,7 @@ def _settle_views(settings: Settings, intake: Intake, why_no_cut: str | None) ->
     elif settings["augment.policy"] == "none" and transform is None:
         settings.decide("finetune.views", 1, "there is no augmentation")
     else:
-        reason = (
-            "each image is augmented in so many ways, epochs take them in turn, and its features are made once for each"
-        )
+        reason = "epochs take so many augmentations of each image in turn; 0 draws anew in each, and keeps nothing"
         settings.decide("finetune.views", USUAL_VIEWS, reason)
 
 
