@@ -148,6 +148,10 @@ def arms_of(
     return arms
 
 
+PAUSE_SECONDS = 0.3
+TURN_SECONDS = 0.3
+
+
 def run_rounds(
     arms: dict[str, dict[str, Callable[[], Any]]], rounds: int, device: torch.device
 ) -> list[dict[str, Any]]:
@@ -157,22 +161,24 @@ def run_rounds(
         for name, sides in arms.items():
             order = list(sides.items())
             for side, work in order[round_ % len(order) :] + order[: round_ % len(order)]:
-                start, cpu = time.perf_counter(), time.process_time()
-                elsewhere = work()
-                if device.type == "cuda":
-                    torch.cuda.synchronize()
+                row = {"policy": name, "side": side, "round": round_, **turn(work, device)}
                 if round_ >= 0:
-                    ms = 1000 * (time.perf_counter() - start)
-                    cpu = time.process_time() - cpu + (elsewhere if isinstance(elsewhere, float) else 0.0)
-                    row = {
-                        "policy": name,
-                        "side": side,
-                        "round": round_,
-                        "ms_per_batch": ms,
-                        "cpu_ms_per_batch": 1000 * cpu,
-                    }
                     rows.append(row)
     return rows
+
+
+def turn(work: Callable[[], Any], device: torch.device) -> dict[str, float]:
+    """Batches for a while, after a pause: threads of the side before go on spinning for a fifth of a second."""
+    time.sleep(PAUSE_SECONDS)
+    start, cpu, batches = time.perf_counter(), time.process_time(), 0
+    while batches == 0 or time.perf_counter() - start < TURN_SECONDS:
+        elsewhere = work()
+        cpu -= elsewhere if isinstance(elsewhere, float) else 0.0
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+        batches += 1
+    ms, cpu_ms = 1000 * (time.perf_counter() - start), 1000 * (time.process_time() - cpu)
+    return {"ms_per_batch": ms / batches, "cpu_ms_per_batch": cpu_ms / batches, "batches": batches}
 
 
 def times(rows: list[dict[str, Any]], name: str, side: str, what: str = "ms_per_batch") -> list[float]:

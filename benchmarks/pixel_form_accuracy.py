@@ -25,8 +25,9 @@ MOST_POINTS = 0.5
 
 def train(arguments: argparse.Namespace, form: str, seed: int, folder: str) -> dict[str, Any]:
     """One run: which test samples it is right about, and a hash of its weights."""
-    import kiln
     from safetensors.torch import load_file
+
+    import kiln
 
     run = kiln.train(
         arguments.archive,

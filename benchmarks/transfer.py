@@ -31,6 +31,7 @@ from scipy import stats
 PACKAGES = ("torchkiln", "torch", "timm", "numpy", "scipy")
 RATES = (3e-4, 1e-3, 3e-3, 1e-2, 3e-2)
 PER_CLASS = 50
+MODEL = "kiln/small_cnn"
 SMALL_BATCH = {"training.batch_size": 4}
 ARMS: dict[str, dict[str, Any]] = {
     "scratch": {"model.weights": "none"},
@@ -75,7 +76,7 @@ def trained(data: str, folder: Path, name: str, settings: dict[str, Any], **chan
     common = {"run.name": name, "training.eval_every": "100%", "data.cache": "memory"}
     return kiln.train(
         data,
-        model="resnet18",
+        model=MODEL,
         img_size=32,
         output=str(folder),
         progress=make(quiet=True),

@@ -211,7 +211,7 @@ def test_new_images_move_no_old_one_between_splits(tmp_path):
             ["error E102: 2 problems in the recipe", "optim.lr = -3", "training.epochs = 'zero'", "10ep"],
         ),
         (["photos", "--model", "resnet81"], 2, ["error E108: unknown model 'resnet81'", "did you mean: resnet18"]),
-        (["photos", "--opt", "adam"], 2, ["error E108: unknown optimizer 'adam'", "did you mean: adamw"]),
+        (["photos", "--opt", "adamv"], 2, ["error E108: unknown optimizer 'adamv'", "did you mean: adam"]),
         (["photos", "--sched", "cosin"], 2, ["error E108: unknown schedule 'cosin'", "did you mean: cosine"]),
         (["photos", "--loss", "crossentropy"], 2, ["unknown loss 'crossentropy'", "did you mean: cross_entropy"]),
         (["photos", "--task", "multilable"], 2, ["unknown task 'multilable'", "did you mean: multilabel"]),
@@ -255,7 +255,7 @@ def test_a_name_that_is_taken(photos, tmp_path):
 def test_an_error_in_a_folder_of_the_users_own_removes_nothing_of_theirs(photos, tmp_path):
     (tmp_path / "runs/mine").mkdir(parents=True)
     (tmp_path / "runs/mine/notes.txt").write_text("dear diary")
-    flags = ("--output", tmp_path / "runs", "--name", "mine", "--opt", "lamb")
+    flags = ("--output", tmp_path / "runs", "--name", "mine", "--opt", "lambada")
     assert command("train", photos, *FLAGS, *flags).status == 2
     assert os.listdir(tmp_path / "runs/mine") == ["notes.txt"]
 

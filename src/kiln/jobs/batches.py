@@ -29,7 +29,6 @@ from kiln.data.sampler import (
     class_weights,
 )
 from kiln.data.storage import counted
-from kiln.data.storage import counted
 from kiln.data.transform import TransformedImages
 from kiln.engine.strategy import Strategy
 from kiln.errors import DataError, UsageError
@@ -38,8 +37,8 @@ from kiln.jobs.pixel_form import images_of
 from kiln.jobs.resolve import Settings, chosen_samples, strata_of
 from kiln.models.create import Created, create_model
 from kiln.models.initialise import initialise
-from kiln.models.sizes import takes
 from kiln.models.normalize import standardize_images
+from kiln.models.sizes import takes
 from kiln.names import COLLATES, SAMPLERS, TRANSFORMS, resolve
 from kiln.pixels import PixelContract
 from kiln.random import keys_of
