@@ -42,7 +42,7 @@ def checkpoint_activations_(model: nn.Module, what: Sequence[str] = (BLOCKS,)) -
         found = set(find_blocks(model)) if word == BLOCKS else {n for n in modules if n == word or fnmatchcase(n, word)}
         if not found and word == BLOCKS:
             raise UsageError(
-                "E107", "the model has no blocks", expected="names or patterns of modules", choices=modules
+                "E107", "the model has no blocks", expected="names or patterns of modules", choices=list(modules)
             )
         if not found:
             raise UsageError("E101", f"{word!r} names no module of the model", got=word, choices=[BLOCKS, *modules])
