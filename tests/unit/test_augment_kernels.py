@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import importlib
+import subprocess
+import sys
+import threading
 from collections import defaultdict
 from types import SimpleNamespace
 
@@ -14,6 +18,7 @@ from kiln.augment.erasing import windows
 from kiln.jobs.save import bitwise_conditions
 
 pytest.importorskip("numba")
+normalized = importlib.import_module("kiln.augment.normalized")  # the package has a function of that name
 
 MEAN, STD = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
 ZERO, ONE = torch.zeros(3), torch.ones(3)
@@ -30,6 +35,11 @@ POLICIES = {
 def pictures(num=24, height=37, width=29, *, channels_last=False):
     images = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (num, 3, height, width), np.uint8))
     return images.to(memory_format=torch.channels_last) if channels_last else images
+
+
+@pytest.fixture(autouse=True)
+def _kernels_are_loaded():
+    assert compiled.lines_are_loaded(wait=True)
 
 
 def drawn(chosen, num=24):
@@ -113,12 +123,23 @@ def test_images_alone_or_among_blurred_ones_are_the_same_bits():
     assert torch.equal(chosen(images[plain], params[plain], mean=MEAN, std=STD), whole[plain])
 
 
+@pytest.mark.parametrize("channels_last", [False, True])
 @pytest.mark.parametrize("name", ["none", "light"])
-def test_scaling_alone_is_the_same_bits_with_and_without_kernels(name, monkeypatch):
-    images, chosen = pictures(), POLICIES[name]
+def test_scaling_alone_is_the_same_bits_with_and_without_kernels(name, channels_last, monkeypatch):
+    """So that a batch may be made either way while the kernels are being loaded."""
+    images, chosen = pictures(channels_last=channels_last), POLICIES[name]
     params = drawn(chosen)
     theirs = by_torch(monkeypatch, lambda: chosen(images, params, mean=MEAN, std=STD))
+    by_kernels = []
+    work = normalized._by_kernels
+    monkeypatch.setattr(
+        normalized, "_by_kernels", lambda *given, **named: by_kernels.append(1) or work(*given, **named)
+    )
     assert torch.equal(chosen(images, params, mean=MEAN, std=STD), theirs)
+    assert by_kernels == [1]
+    monkeypatch.setattr(compiled, "_loaded", threading.Event())
+    assert torch.equal(chosen(images, params, mean=MEAN, std=STD), theirs)
+    assert by_kernels == [1]
 
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 9), (8, 1), (2, 2), (64, 64)])
@@ -173,3 +194,13 @@ def test_a_run_keeps_what_augmented_it_so_that_a_resume_can_say_what_differs(mon
     here = bitwise_conditions(training, settings)
     elsewhere = by_torch(monkeypatch, lambda: bitwise_conditions(training, settings))
     assert [name for name in here if here[name] != elsewhere[name]] == ["augmentation"]
+
+
+def test_process_may_end_while_the_kernels_are_being_loaded():
+    code = (
+        "import torch; from kiln.augment import policy; import numpy as np; chosen = policy('light');"
+        "images = torch.zeros(4, 3, 8, 8, dtype=torch.uint8); params = chosen.draw(0, 0, np.arange(4, dtype=np.uint64));"
+        "out = chosen(images, params, mean=torch.zeros(3), std=torch.ones(3)); print(float(out.sum()))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "0.0\n", "")

@@ -11,8 +11,10 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
+from threading import Event, Thread
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -38,6 +40,41 @@ def has_numba() -> bool:
         return find_spec("numba") is not None and bool(version("numba"))
     except PackageNotFoundError:
         return False
+
+
+def lines_are_loaded(*, wait: bool = False) -> bool:
+    """Whether `line_kernels.py` can be used at once. The first question begins to load it, in a thread.
+
+    It takes a third of a second, which the first batch need not wait for: torch's operations give the same bits meanwhile.
+
+    Args:
+        wait: until it is loaded.
+    """
+    thread = _loading_thread()
+    if wait:
+        thread.join()
+    return _loaded.is_set()
+
+
+@cache
+def _loading_thread() -> Thread:
+    thread = Thread(target=_load_lines, name="kiln-compiled")
+    thread.start()
+    return thread
+
+
+def _load_lines() -> None:
+    from kiln.augment.line_kernels import Lines, line_memory, normalize_lines
+
+    none, nobody = np.zeros((0, 1, 1, 3), np.uint8), np.zeros(0, bool)
+    factors = np.ones((1, 3), np.float32)
+    normalize_lines(
+        Lines(none, none.astype(np.float32), nobody, nobody, True, factors, factors), 0, 0, line_memory(1, 1)
+    )
+    _loaded.set()
+
+
+_loaded = Event()
 
 
 def takes(images: Tensor) -> bool:

@@ -76,7 +76,7 @@ def normalized(
     across, down = (nobody if mask is None else mask for mask in (across, down))
     out = output.empty_like(images) if out is None else out
     scale, offset = output.scale_and_offset(images)
-    if output.mean is not None and compiled.takes(images):
+    if output.mean is not None and compiled.takes(images) and compiled.lines_are_loaded():
         same = out.dtype == torch.float32 and is_channels_last(out) == is_channels_last(images)
         values = out if same else torch.empty_like(images, dtype=torch.float32)
         _by_kernels(images, values, mirrored=(across, down), scale=scale, offset=offset)
@@ -93,7 +93,7 @@ def normalized(
         if is_channels_last(values):
             # As rows of whole lines: with the three channels innermost, a factor for each channel costs ten times more.
             lines = values.permute(0, 2, 3, 1).reshape(-1, len(scale_of_line))
-            torch.addcmul(offset_of_line, lines, scale_of_line, out=lines)
+            torch.mul(lines, scale_of_line, out=lines).add_(offset_of_line)  # rounded twice, as the kernels do
         else:
             values.mul_(scale).add_(offset)
         output.write(values, place)
