@@ -34,6 +34,7 @@ def test_nothing_is_left_open_and_each_decision_has_its_reason(image_folder):
     open_ones = {name for name, value in settings.values.items() if value == "auto"}
     later = {*("data.pixel_form", "data.stored_px", "data.stored_jpeg", "data.cache", "data.cache_size")}
     later |= {"augment.crop", "model.mean", "model.std"}  # when the model's size is known
+    later |= {"finetune.views", "finetune.cache_features"}  # when it is known what is frozen
     assert open_ones <= {"model.img_size", "loss.name"} | later  # settled by the model and by the task
     assert settings.values.keys() == FIELDS.keys()
     decided = {name for name in FIELDS if FIELDS[name].default == "auto"} - open_ones - {"task.name", "run.device"}
