@@ -246,9 +246,6 @@ sys.path.insert(0, sys.argv[2])
 import data_cache, torch, timm  # what is imported is not the data's to answer for
 from pathlib import Path
 import kiln.augment, kiln.data.cache, kiln.data.images, kiln.data.listing, kiln.data.loader, kiln.data.source
-from kiln.augment import backend
-if backend() != "torch":
-    import kiln.augment.line_kernels
 begun = time.perf_counter()
 next(data_cache.kiln_small(Path(sys.argv[1])))
 print(time.perf_counter() - begun)

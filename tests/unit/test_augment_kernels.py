@@ -39,7 +39,8 @@ def pictures(num=24, height=37, width=29, *, channels_last=False):
 
 @pytest.fixture(autouse=True)
 def _kernels_are_loaded():
-    assert compiled.lines_are_loaded(wait=True)
+    compiled.load_lines(wait=True)
+    assert compiled.lines_are_loaded()
 
 
 def drawn(chosen, num=24):

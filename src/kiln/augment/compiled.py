@@ -42,8 +42,13 @@ def has_numba() -> bool:
         return False
 
 
-def lines_are_loaded(*, wait: bool = False) -> bool:
-    """Whether `line_kernels.py` can be used at once. The first question begins to load it, in a thread.
+def lines_are_loaded() -> bool:
+    """Whether `line_kernels.py` can be used at once."""
+    return _loaded.is_set()
+
+
+def load_lines(*, wait: bool = False) -> None:
+    """Begin to load `line_kernels.py`, in a thread, unless that has begun.
 
     It takes a third of a second, which the first batch need not wait for: torch's operations give the same bits meanwhile.
 
@@ -53,7 +58,6 @@ def lines_are_loaded(*, wait: bool = False) -> bool:
     thread = _loading_thread()
     if wait:
         thread.join()
-    return _loaded.is_set()
 
 
 @cache

@@ -76,7 +76,8 @@ def normalized(
     across, down = (nobody if mask is None else mask for mask in (across, down))
     out = output.empty_like(images) if out is None else out
     scale, offset = output.scale_and_offset(images)
-    if output.mean is not None and compiled.takes(images) and compiled.lines_are_loaded():
+    kernels_serve = output.mean is not None and compiled.takes(images)
+    if kernels_serve and compiled.lines_are_loaded():
         same = out.dtype == torch.float32 and is_channels_last(out) == is_channels_last(images)
         values = out if same else torch.empty_like(images, dtype=torch.float32)
         _by_kernels(images, values, mirrored=(across, down), scale=scale, offset=offset)
@@ -97,6 +98,8 @@ def normalized(
         else:
             values.mul_(scale).add_(offset)
         output.write(values, place)
+    if kernels_serve:
+        compiled.load_lines()  # only now, so that this batch need not share the processor
     return out
 
 
