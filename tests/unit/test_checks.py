@@ -2,7 +2,6 @@
 
 import numpy as np
 import pytest
-from pictures import ALTERED, jpeg_of, picture, png_of, put
 from PIL import Image
 
 from kiln.data.checks import aligned, similar
@@ -16,6 +15,7 @@ from kiln.data.checks.looks import look_at_all
 from kiln.data.checks.quick import equal_files, quick_check, quick_notes
 from kiln.data.source import open_source
 from kiln.data.split import split_source
+from pictures import ALTERED, jpeg_of, picture, png_of, put
 
 
 def looked_at(root):

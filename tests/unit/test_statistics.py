@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import nn
 
+from kiln.batch import Batch
 from kiln.engine.fit import Timetable, fit
 from kiln.engine.state import State
 from kiln.engine.statistics import renew_statistics
@@ -95,3 +96,21 @@ def test_loop_renews_statistics_before_it_evaluates_the_average():
         renew_statistics(expected, batches())
         same = torch.allclose(expected[1].running_mean, tensors["1.running_mean"], rtol=0, atol=1e-7)
         assert same == (step >= 6)
+
+
+class Masked(nn.Module):
+    """Cannot do without the mask of padded images."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = nn.BatchNorm2d(3)
+
+    def forward(self, images, *, mask):
+        return self.norm(images * mask[:, None]).mean((2, 3))
+
+
+def test_padded_images_come_with_their_mask():
+    model = Masked().eval()
+    batch = Batch(images=torch.ones(2, 3, 4, 4), targets=torch.zeros(2), sizes=torch.tensor([[4, 4], [2, 4]]))
+    renew_statistics(model, [batch])
+    assert torch.allclose(model.norm.running_mean, torch.full((3,), 0.75))

@@ -10,7 +10,6 @@ import platformdirs.unix
 import pytest
 import torch
 from safetensors.torch import load_file, save
-from unreliable_server import serving
 
 from kiln.cli import main
 from kiln.errors import ArtifactError, SecurityError, UsageError
@@ -23,6 +22,7 @@ from kiln.models.download import Patience
 from kiln.models.hub import hub_file
 from kiln.models.published import from_address, published_as
 from kiln.models.weights import open_weights
+from unreliable_server import serving
 
 REPO, COMMIT = "me/net", "c" * 40
 RESOLVE = f"/{REPO}/resolve/main/model.safetensors"

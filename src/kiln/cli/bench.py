@@ -8,9 +8,8 @@ from typing import Annotated, Any
 
 import typer
 
-from kiln.cli.app import Json, run_command
-from kiln.cli.flags import canonical
-from kiln.cli.recipe_arguments import parameter, recipe_parameters, said, sign
+from kiln.cli.app import Json
+from kiln.cli.recipe_arguments import parameter, recipe_parameters, run_recipe_command, said, sign
 from kiln.cli.terminal import note, say, say_json, table
 from kiln.errors import UsageError
 from kiln.names import VERBS, load_object
@@ -29,10 +28,7 @@ def run(arguments: Sequence[str]) -> None:
     if subject not in SUBJECTS:
         hint = f"kiln bench data {subject}"
         raise UsageError("E101", f"unknown subject {subject!r}", got=subject, choices=tuple(SUBJECTS), hint=hint)
-    rewritten = canonical(arguments[1:], verb="bench data", own=OWN)
-    for line in rewritten.notes:
-        note(line)
-    run_command(bench_data, rewritten.arguments, verb="bench data")
+    run_recipe_command(bench_data, arguments[1:], verb="bench data", own=OWN)
 
 
 def overview() -> str:

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from kiln.cli.app import Json, run_command
-from kiln.cli.flags import FLAGS, canonical
-from kiln.cli.recipe_arguments import parameter, recipe_parameters, said, sign
+from kiln.cli.app import Json
+from kiln.cli.flags import FLAGS
+from kiln.cli.recipe_arguments import parameter, recipe_parameters, run_recipe_command, said, sign
 from kiln.cli.terminal import note, say, say_json, table
 from kiln.errors import DataError
 from kiln.names import VERBS, load_object
@@ -35,10 +35,7 @@ MOST_EXAMPLES = 3
 
 def run(arguments: Sequence[str]) -> None:
     """Run the verb on its arguments."""
-    rewritten = canonical(arguments, verb="check")
-    for line in rewritten.notes:
-        note(line)
-    run_command(check, rewritten.arguments, verb="check")
+    run_recipe_command(check, arguments, verb="check")
 
 
 def check(**values: Any) -> None:

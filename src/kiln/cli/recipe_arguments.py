@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any
 
 import typer
 
-from kiln.cli.flags import FLAGS, Flag
+from kiln.cli.app import run_command
+from kiln.cli.flags import FLAGS, Flag, canonical
+from kiln.cli.terminal import note
 from kiln.errors import UsageError
+from kiln.names import load_object
 from kiln.recipe import FIELDS, Recipe
 from kiln.recipe.presets import PRESETS, preset
 from kiln.recipe.recipe import parse_changes
@@ -50,6 +53,37 @@ class Said:
         if self.file is not None:
             require_trust(recipe, [str(value) for value in self.changes.values()], named_by=self.file)
         return recipe
+
+
+def run_recipe_command(
+    function: Callable[..., None], arguments: Sequence[str], *, verb: str, own: Mapping[str, bool] | None = None
+) -> None:
+    """Parse arguments that say a recipe, in Kiln's words or a peer's, and call a function with them.
+
+    Args:
+        function: with a signature of `recipe_parameters` and its own.
+        arguments: what the user wrote.
+        verb: named in messages.
+        own: flags that set no field: name -> whether a value follows.
+    Raises: SystemExit: as `run_command`. UsageError: as `canonical`.
+    """
+    rewritten = canonical(arguments, verb=verb, own=own)
+    for line in rewritten.notes:
+        note(line)
+    run_command(function, rewritten.arguments, verb=verb)
+
+
+def run_or_data(values: Mapping[str, Any], where: str | None) -> tuple[str | None, dict[str, Any]]:
+    """What a verb that looks at a run, or at data, is called with: where that is, and the recipe or changes to it.
+
+    Raises: UsageError: as `said`.
+    """
+    if where is not None and load_object("kiln.run:is_run")(where):
+        asked = said(values, None)
+        recipe = None if asked.preset is None and asked.file is None else asked.recipe()
+        return where, {"recipe": recipe, "overrides": asked.changes}
+    recipe = said(values, where).recipe()
+    return recipe.data.path, {"recipe": recipe}
 
 
 def said(values: Mapping[str, Any], data: str | None) -> Said:

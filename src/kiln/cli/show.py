@@ -8,9 +8,8 @@ from typing import Annotated, Any
 
 import typer
 
-from kiln.cli.app import Json, run_command
-from kiln.cli.flags import canonical
-from kiln.cli.recipe_arguments import parameter, recipe_parameters, said, sign
+from kiln.cli.app import Json
+from kiln.cli.recipe_arguments import parameter, recipe_parameters, run_or_data, run_recipe_command, sign
 from kiln.cli.terminal import note, say, say_json
 from kiln.names import VERBS, load_object
 
@@ -21,10 +20,7 @@ NOT_TAKEN = ("run.output", "run.name", "run.strategy", "run.processes")
 
 def run(arguments: Sequence[str]) -> None:
     """Run the verb on its arguments."""
-    rewritten = canonical(arguments, verb="show", own=OWN)
-    for line in rewritten.notes:
-        note(line)
-    run_command(show, rewritten.arguments, verb="show")
+    run_recipe_command(show, arguments, verb="show", own=OWN)
 
 
 def show(**values: Any) -> None:
@@ -33,15 +29,9 @@ def show(**values: Any) -> None:
     Of a run it is the very batch of a step, made again; of data the batch that "kiln train" with the same flags would
     begin with. Nothing is trained and no run folder is made.
     """
-    where = values["data"]
     own = {"step": values["step"], "count": values["count"], "output": values["output"], "font": values["font"]}
-    if load_object("kiln.run:is_run")(where):
-        asked = said(values, None)
-        recipe = None if asked.preset is None and asked.file is None else asked.recipe()
-        shown = load_object(VERBS["show"])(where, recipe=recipe, overrides=asked.changes, **own)
-    else:
-        recipe = said(values, where).recipe()
-        shown = load_object(VERBS["show"])(recipe.data.path, recipe=recipe, **own)
+    data, asked = run_or_data(values, values["data"])
+    shown = load_object(VERBS["show"])(data, **asked, **own)
     for line in shown.notes:
         note(line)
     if values["json"]:

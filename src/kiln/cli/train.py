@@ -7,20 +7,15 @@ from typing import Annotated, Any
 
 import typer
 
-from kiln.cli.app import Json, Quiet, run_command
-from kiln.cli.flags import canonical
+from kiln.cli.app import Json, Quiet
 from kiln.cli.outcome import plan_and_tell, train_and_tell
-from kiln.cli.recipe_arguments import parameter, recipe_parameters, said, sign
-from kiln.cli.terminal import note
+from kiln.cli.recipe_arguments import parameter, recipe_parameters, run_recipe_command, said, sign
 from kiln.errors import UsageError
 
 
 def run(arguments: Sequence[str]) -> None:
     """Run the verb on its arguments."""
-    rewritten = canonical(arguments)
-    for line in rewritten.notes:
-        note(line)
-    run_command(train, rewritten.arguments, verb="train")
+    run_recipe_command(train, arguments, verb="train")
 
 
 def train(**values: Any) -> None:

@@ -8,9 +8,8 @@ from typing import Annotated, Any
 
 import typer
 
-from kiln.cli.app import Json, run_command
-from kiln.cli.flags import canonical
-from kiln.cli.recipe_arguments import parameter, recipe_parameters, said, sign
+from kiln.cli.app import Json
+from kiln.cli.recipe_arguments import parameter, recipe_parameters, run_or_data, run_recipe_command, sign
 from kiln.cli.terminal import note, say, say_json
 from kiln.errors import NumericError
 from kiln.names import VERBS, load_object
@@ -22,10 +21,7 @@ _RECIPE_SUFFIXES = (".yaml", ".yml")
 
 def run(arguments: Sequence[str]) -> None:
     """Run the verb on its arguments."""
-    rewritten = canonical(arguments, verb="verify", own=OWN)
-    for line in rewritten.notes:
-        note(line)
-    run_command(verify, rewritten.arguments, verb="verify")
+    run_recipe_command(verify, arguments, verb="verify", own=OWN)
 
 
 def verify(**values: Any) -> None:
@@ -37,15 +33,9 @@ def verify(**values: Any) -> None:
     where = values["data"]
     if where is not None and where.lower().endswith(_RECIPE_SUFFIXES):
         values, where = {**values, "recipe": where}, None
-    own = {"steps": values["steps"]}
     note(f"training the first {values['steps']:,} steps, twice")
-    if where is not None and load_object("kiln.run:is_run")(where):
-        asked = said(values, None)
-        recipe = None if asked.preset is None and asked.file is None else asked.recipe()
-        found = load_object(VERBS["verify"])(where, recipe=recipe, overrides=asked.changes, **own)
-    else:
-        recipe = said(values, where).recipe()
-        found = load_object(VERBS["verify"])(recipe.data.path, recipe=recipe, **own)
+    data, asked = run_or_data(values, where)
+    found = load_object(VERBS["verify"])(data, steps=values["steps"], **asked)
     if values["json"]:
         say_json(asdict(found))
     else:

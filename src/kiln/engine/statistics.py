@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from kiln.batch import as_batch
+from kiln.engine.supervised import extra_inputs
 from kiln.models.blocks import running_norms
 
 BATCHES = 100
@@ -50,7 +51,8 @@ def renew_statistics(
     try:
         with context or nullcontext():
             for batch in islice(batches, num_batches):
-                model(as_batch(batch).images)
+                batch = as_batch(batch)
+                model(batch.images, **extra_inputs(batch))
                 taken += 1
     finally:
         for norm, momentum in zip(norms, momenta, strict=True):
