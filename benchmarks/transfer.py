@@ -31,7 +31,6 @@ from scipy import stats
 PACKAGES = ("torchkiln", "torch", "timm", "numpy", "scipy")
 RATES = (3e-4, 1e-3, 3e-3, 1e-2, 3e-2)
 PER_CLASS = 50
-MODEL = "kiln/small_cnn"
 SMALL_BATCH = {"training.batch_size": 4}
 ARMS: dict[str, dict[str, Any]] = {
     "scratch": {"model.weights": "none"},
@@ -68,7 +67,7 @@ def chosen(root: Path, parts: dict[str, dict[str, list[Path]]]) -> str:
     return str(root)
 
 
-def trained(data: str, folder: Path, name: str, settings: dict[str, Any], **changes: Any) -> Any:
+def trained(data: str, folder: Path, name: str, settings: dict[str, Any], *, model: str, **changes: Any) -> Any:
     """One run, in the arms' common settings."""
     import kiln
     from kiln.observe.progress import make
@@ -76,7 +75,7 @@ def trained(data: str, folder: Path, name: str, settings: dict[str, Any], **chan
     common = {"run.name": name, "training.eval_every": "100%", "data.cache": "memory"}
     return kiln.train(
         data,
-        model=MODEL,
+        model=model,
         img_size=32,
         output=str(folder),
         progress=make(quiet=True),
@@ -99,6 +98,7 @@ def main() -> int:
     parser.add_argument("archive", type=Path, help="CIFAR-10 as images in train/CLASS and test/CLASS")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--model", default="resnet18")
     parser.add_argument("--pretraining-epochs", type=int, default=8)
     parser.add_argument("--epochs", type=int, default=20)
     parser.add_argument("--arms", nargs="*", choices=list(ARMS), default=list(ARMS))
@@ -121,7 +121,7 @@ def main() -> int:
         }
         pretrained = trained(
             chosen(folder / "first", parts), folder, "pretrained", {"training.batch_size": 128, "optim.lr": 2e-3},
-            epochs=1 if arguments.quick else arguments.pretraining_epochs,
+            epochs=1 if arguments.quick else arguments.pretraining_epochs, model=arguments.model,
         )  # fmt: skip
         print(f"pretrained on {', '.join(first)}: {pretrained.result['metrics']['val']['accuracy']}", flush=True)
         tested = chosen(folder / "tested", {"test": {label: test[label][::share] for label in second}})
@@ -142,6 +142,7 @@ def main() -> int:
                         tested,
                         folder,
                         pretrained,
+                        model=arguments.model,
                         seed=seed,
                         epochs=2 if arguments.quick else arguments.epochs,
                     )
@@ -151,7 +152,16 @@ def main() -> int:
 
 
 def best_of_rates(
-    arm: str, rates: tuple[float, ...], data: str, tested: str, folder: Path, pretrained: Any, *, seed: int, epochs: int
+    arm: str,
+    rates: tuple[float, ...],
+    data: str,
+    tested: str,
+    folder: Path,
+    pretrained: Any,
+    *,
+    model: str,
+    seed: int,
+    epochs: int,
 ) -> dict[str, Any]:
     """Train an arm at each rate; the accuracy on test of the one that is best on validation."""
     import kiln
@@ -160,7 +170,7 @@ def best_of_rates(
     for lr in rates:
         settings = {"model.weights": str(pretrained.model_file), "training.batch_size": 32, "optim.lr": lr, **ARMS[arm]}
         name = f"{seed}-{arm}-{lr}".replace(" ", "-").replace(",", "")
-        run = trained(data, folder / "runs", name, settings, epochs=epochs, seed=seed)
+        run = trained(data, folder / "runs", name, settings, model=model, epochs=epochs, seed=seed)
         tried.append((run.result["metrics"]["val"]["accuracy"]["value"], lr, run))
     val, lr, run = max(tried, key=lambda one: one[:2])
     reached = kiln.evaluate(run, tested)["accuracy"]
