@@ -9,6 +9,9 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable, Sequence
 
+from kiln.language import tr
+from kiln.language.patterns import translated
+
 CODES: dict[str, str] = {
     # usage: the command, the recipe or the call asked for something that cannot be
     "E101": "unknown flag, recipe field or value",
@@ -41,6 +44,7 @@ CODES: dict[str, str] = {
     "E306": "state that a checkpoint cannot hold",
     "E307": "a file is damaged",
     "E308": "frozen weights have changed",
+    "E309": "a hub refused an upload, or could not be reached",
     # resources
     "E401": "the disk is full or cannot be written",
     "E402": "out of memory at the smallest micro-batch",
@@ -106,24 +110,29 @@ class KilnError(Exception):
         self.suggestion = closest(got, choices) if got else None
         super().__init__(self.render())
 
+    @property
+    def title(self) -> str:
+        """What kind of trouble it is: the text of its code."""
+        return CODES[self.code]
+
     def render(self) -> str:
-        """The whole message, one fact a line."""
-        lines = [self.what]
+        """The whole message in the language of the moment, one fact a line."""
+        lines = [translated(self.what)]
         if self.where:
-            lines.append(f"  where: {self.where}")
+            lines.append(tr("  where: {where}", where=self.where))
         if self.expected:
-            lines.append(f"  expected: {self.expected}")
+            lines.append(tr("  expected: {expected}", expected=translated(self.expected)))
         if self.suggestion:
-            lines.append(f"  did you mean: {self.suggestion}")
+            lines.append(tr("  did you mean: {suggestion}", suggestion=self.suggestion))
         if self.choices:
-            shown = ", ".join(self.choices[:30])
-            more = f" ... ({len(self.choices)} in all)" if len(self.choices) > 30 else ""
-            lines.append(f"  choices: {shown}{more}")
-        lines += [f"  {line}" for line in self.details]
+            shown, count = ", ".join(self.choices[:30]), len(self.choices)
+            more = tr(" ... ({count} in all)", count=count) if count > 30 else ""
+            lines.append(tr("  choices: {shown}{more}", shown=shown, more=more))
+        lines += [f"  {translated(line)}" for line in self.details]
         if self.kept:
-            lines.append(f"  kept: {self.kept}")
+            lines.append(tr("  kept: {kept}", kept=translated(self.kept)))
         if self.hint:
-            lines.append(f"  next: {self.hint}")
+            lines.append(tr("  next: {hint}", hint=translated(self.hint)))
         return "\n".join(lines)
 
     def __reduce__(self) -> tuple[object, tuple[object, ...]]:

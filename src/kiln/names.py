@@ -16,9 +16,16 @@ VERBS = {
     "resume": "kiln.jobs.train:resume",
     "evaluate": "kiln.jobs.evaluate:evaluate",
     "predict": "kiln.jobs.predict:predict",
+    "calibrate": "kiln.jobs.calibrate:calibrate",
+    "ensemble": "kiln.jobs.ensemble:ensemble",
+    "soup": "kiln.jobs.soup:soup",
     "export": "kiln.jobs.export:export",
+    "push": "kiln.jobs.push:push",
     "pack": "kiln.jobs.pack:pack",
+    "report": "kiln.jobs.report:report",
     "check": "kiln.jobs.check:check",
+    "labels": "kiln.jobs.labels:labels",
+    "compare": "kiln.jobs.compare:compare",
     "demo": "kiln.jobs.demo:demo",
     "show": "kiln.jobs.show:show",
     "verify": "kiln.jobs.verify:verify",
@@ -32,6 +39,8 @@ VERBS = {
     "Batch": "kiln.batch:Batch",
     "KilnError": "kiln.errors:KilnError",
 }
+
+OUTPUTS_READER = "kiln.observe.outputs:read_outputs"
 
 TASKS = {
     "classification": "kiln.tasks.classification:Classification",
@@ -114,7 +123,11 @@ SAMPLERS = {
 
 STRATEGIES = {"single": "kiln.engine.strategy:Single", "ddp": "kiln.engine.strategy:DataParallel"}
 
-RUNTIMES = {"torch": "kiln.runtimes.torch:TorchRuntime", "onnx": "kiln.runtimes.onnx:OnnxRuntime"}
+RUNTIMES = {
+    "torch": "kiln.runtimes.torch:TorchRuntime",
+    "onnx": "kiln.runtimes.onnx:OnnxRuntime",
+    "ensemble": "kiln.runtimes.ensemble:EnsembleRuntime",
+}
 
 
 OBJECT = "object:"
@@ -137,6 +150,11 @@ def name_of(part: Any) -> str:
     name = f"{OBJECT}{re.sub('[^A-Za-z0-9_.]+', '_', name or type(part).__qualname__).strip('_')}"
     _objects[name] = part
     return name
+
+
+def names_code(name: str) -> bool:
+    """Whether a metric's name is the user's own, `module:name`, and not that of a class, `recall[CLASS]`."""
+    return ":" in name and not name.endswith("]")
 
 
 def load_object(target: str) -> Any:

@@ -42,3 +42,25 @@ def redact_arguments(arguments: Iterable[str]) -> list[str]:
         shown.append(HIDDEN if hide_next else redact(argument))
         hide_next = argument.startswith("-") and "=" not in argument and bool(_SECRET_NAME.search(argument))
     return shown
+
+
+_PLACE = re.compile(r"(?<![\w./:\\~-])(?:~?(?:/[^\s/'\",;:()\[\]]+)+/?|[A-Za-z]:\\[^\s'\",;:()\[\]]+)")
+
+
+def without_places(text: str) -> str:
+    """A text with the absolute paths in it cut down to their last part: where files lie on a machine is its owner's matter.
+
+    An absolute path that is the whole text may hold blanks; addresses of the web stay.
+    """
+    if re.match(r"~?/|[A-Za-z]:\\", text) and "\n" not in text and not re.search(r"\s[~/]", text):
+        return _last_part(text)
+    return _PLACE.sub(lambda found: _last_part(found[0]), text)
+
+
+def places_in(text: str) -> set[str]:
+    """The absolute paths that a text names."""
+    return {found[0].rstrip("/") for found in _PLACE.finditer(text)}
+
+
+def _last_part(path: str) -> str:
+    return re.split(r"[/\\]", path.rstrip("/\\"))[-1]

@@ -15,18 +15,23 @@ from typing import Any
 import yaml
 
 from kiln.errors import ArtifactError, ResourceError, UsageError
-from kiln.names import VERBS, load_object
+from kiln.names import OUTPUTS_READER, VERBS, load_object
 from kiln.recipe import Recipe
 
 RECIPE, RESOLVED, ENVIRONMENT, STATUS, LOCK = "recipe.yaml", "resolved.yaml", "environment.json", "status.json", "lock"
 METRICS, SUMMARY, LOG, SPLIT, BAD_FILES = "metrics.jsonl", "summary.csv", "log.txt", "split.csv", "bad_files.csv"
-PREDICTIONS, MODEL, BEST, CHECKPOINTS, RESULT = (
+PREDICTIONS, OUTPUTS, MODEL, BEST, CHECKPOINTS, RESULT = (
     "predictions.csv",
+    "outputs.safetensors",
     "model.safetensors",
     "best.json",
     "checkpoints",
     "result.json",
 )
+REPORT, CARD, SPEED = "report.html", "MODEL_CARD.md", "speed.json"
+BEGUN_WITH = (RECIPE, RESOLVED, ENVIRONMENT, STATUS, SPLIT)
+"""Files that a run has before its first step."""
+FOLDS = "folds.json"
 VERSION = 1
 
 RUNNING, DONE, PREEMPTED, INTERRUPTED, FAILED = "running", "done", "preempted", "interrupted", "failed"
@@ -75,6 +80,11 @@ class Run:
         return read_json(self.path / RESULT, kind="result")
 
     @property
+    def speed(self) -> dict[str, Any]:
+        """Where the time of the last session went: seconds by part, images per second, peak memory; empty without it."""
+        return read_json(self.path / SPEED, kind="speed") if (self.path / SPEED).is_file() else {}
+
+    @property
     def model_file(self) -> Path:
         """The best model."""
         return self.path / MODEL
@@ -83,6 +93,14 @@ class Run:
     def checkpoints(self) -> Path:
         """The folder of checkpoints."""
         return self.path / CHECKPOINTS
+
+    @property
+    def runs(self) -> list[Run]:
+        """The runs of the single folds that there are, in order, where the run is one of folds; else none."""
+        if not (self.path / FOLDS).is_file():
+            return []
+        folders = [self.path / name for name in read_json(self.path / FOLDS, kind="folds")["runs"]]
+        return [Run(folder) for folder in folders if is_run(folder)]
 
     def metrics(self) -> list[dict[str, Any]]:
         """The lines of `metrics.jsonl`; a last one that a killed process did not finish does not count."""
@@ -94,6 +112,10 @@ class Run:
         """The rows of `predictions.csv`: what the best model said of the test split, or of validation without one."""
         with (self.path / PREDICTIONS).open(newline="", encoding="utf-8", errors="surrogateescape") as file:
             return list(csv.DictReader(file))
+
+    def outputs(self) -> Any:
+        """What the best model said of every sample held out, as a `kiln.observe.outputs.KeptOutputs`."""
+        return load_object(OUTPUTS_READER)(self.path / OUTPUTS)
 
     def model(self, **options: Any) -> Any:
         """The best model as a `kiln.runtimes.Predictor`; options as for `kiln.load`."""
@@ -108,11 +130,21 @@ class Run:
         result = self.result if (self.path / RESULT).exists() else {}
         best = read_json(self.path / BEST, kind="best") if (self.path / BEST).exists() else {}
         metrics, name = result.get("metrics", {}), shlex.quote(str(self.path))
+        if (self.path / FOLDS).is_file():
+            return {
+                "run": str(self.path),
+                "state": self.status["state"],
+                "folds": [str(run.path) for run in self.runs],
+                "spread": result.get("spread", {}),
+                "metrics": metrics,
+                "next": [f"kiln labels {name}", f"kiln ensemble {name}"],
+            }
         own = list(metrics)[-1:] if self.recipe.data.path is not None else []
         return {
             "run": str(self.path),
             "state": self.status["state"],
             "model": str(self.model_file) if self.model_file.exists() else None,
+            "report": str(self.path / REPORT) if (self.path / REPORT).exists() else None,
             "best_step": best.get("step"),
             "metrics": metrics,
             "next": [
@@ -216,7 +248,8 @@ def begin(folder: Path, recipe: Recipe) -> None:
 
 def clean(folder: Path) -> None:
     """Remove what a killed process was about to put in place. Call with the run's lock held."""
-    for name in (RECIPE, RESOLVED, ENVIRONMENT, STATUS, SUMMARY, SPLIT, BAD_FILES, PREDICTIONS, MODEL, BEST, RESULT):
+    replaced = (*BEGUN_WITH, SUMMARY, BAD_FILES, PREDICTIONS, OUTPUTS, MODEL, BEST, RESULT, SPEED, REPORT, CARD, FOLDS)
+    for name in replaced:
         for leftover in folder.glob(f".{name}.*"):
             leftover.unlink(missing_ok=True)
 
@@ -257,7 +290,7 @@ def remove_unused(folder: Path) -> None:
     """
     if (folder / METRICS).exists() or (folder / BAD_FILES).exists():
         return
-    for name in (RECIPE, STATUS, LOCK, RESOLVED, ENVIRONMENT, SPLIT, LOG):
+    for name in (*BEGUN_WITH, LOCK, LOG):
         (folder / name).unlink(missing_ok=True)
     with suppress(OSError):
         folder.rmdir()

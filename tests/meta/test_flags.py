@@ -11,7 +11,7 @@ from kiln.recipe.recipe import parse_changes
 
 AGREED = """
 --model --weights --img-size --drop --drop-path --trust --task --root --decisions --channels --resize --val-fraction
---test-fraction --bad-files -j --workers --cache --cache-size
+--test-fraction --folds --bad-files -j --workers --cache --cache-size
 --sampler --aug --mixup --cutmix --loss --smoothing --opt --lr --weight-decay --wd --momentum --clip-grad --sched --warmup
 --epochs -b --batch-size --micro-batch-size --precision --model-ema-decay --monitor --patience --seed
 --checkpoint-every --output --name --device --strategy --processes
@@ -40,7 +40,7 @@ def names():
 
 def test_the_flags_are_those_agreed():
     assert names() == AGREED.split()
-    assert len(set(names())) == len(names()) == 58
+    assert len(set(names())) == len(names()) == 59
 
 
 def test_every_flag_names_a_field_and_speaks_its_help():
@@ -50,7 +50,7 @@ def test_every_flag_names_a_field_and_speaks_its_help():
         assert flag.help.startswith(FIELDS[flag.field].help), flag
         assert flag.metavar, flag
         visited += 1
-    assert visited == 44
+    assert visited == 45
     assert len({flag.field for flag in FLAGS}) == visited
 
 

@@ -13,7 +13,7 @@ from source_tree import SRC, Module, modules, parse, type_checking_nodes
 from kiln import __all__ as PUBLIC_NAMES
 
 LAYERS = [
-    {"errors", "random", "batch", "events", "names", "pixels", "run", "recipe", "redact"},
+    {"errors", "random", "batch", "events", "names", "pixels", "run", "recipe", "redact", "language"},
     {"losses", "metrics", "optim", "augment", "data", "models"},
     {"tasks", "runtimes"},
     {"engine"},
@@ -27,6 +27,8 @@ LEVEL = {room: level for level, rooms in enumerate(LAYERS) for room in rooms}
 # Who may import a room of the same layer. A pair is a decision: say here why it cannot be avoided.
 SIBLINGS = {
     ("names", "errors"): "an unknown name is a KilnError",
+    ("language", "errors"): "an unknown language is a KilnError",
+    ("errors", "language"): "an error is said in the reader's language",
     ("recipe", "errors"): "a wrong recipe is a KilnError",
     ("recipe", "names"): "the choices of a field are the names that exist",
     ("run", "errors"): "a wrong run folder is a KilnError",

@@ -10,7 +10,14 @@ import kiln
 from kiln.errors import UsageError
 from small_runs import Trial, differing, outcome
 
-SMALL = {"model": "kiln/small_cnn", "kwargs": {"widths": [8, 16]}, "img_size": 32, "epochs": 4, "workers": 0}
+SMALL = {
+    "model": "kiln/small_cnn",
+    "kwargs": {"widths": [8, 16]},
+    "img_size": 32,
+    "epochs": 4,
+    "workers": 0,
+    "report": False,
+}
 EACH = {
     "swa": {"training.swa_start": "50%"},
     "growing": {"augment.first_px": 16},

@@ -14,7 +14,14 @@ import kiln
 from kiln.data.cache import entries_of
 from kiln.errors import UsageError
 
-SETTINGS = {"model": "kiln/small_cnn", "kwargs": {"widths": [8, 16]}, "img_size": 16, "epochs": 2, "workers": 2}
+SETTINGS = {
+    "model": "kiln/small_cnn",
+    "kwargs": {"widths": [8, 16]},
+    "img_size": 16,
+    "epochs": 2,
+    "workers": 2,
+    "report": False,
+}
 
 
 @pytest.fixture(autouse=True)

@@ -11,7 +11,14 @@ from kiln.errors import UsageError
 from kiln.run import Run
 from small_runs import Trial, differing, outcome
 
-SETTINGS = {"model": "kiln/small_cnn", "kwargs": {"widths": [8, 16]}, "img_size": 32, "epochs": 2, "workers": 2}
+SETTINGS = {
+    "model": "kiln/small_cnn",
+    "kwargs": {"widths": [8, 16]},
+    "img_size": 32,
+    "epochs": 2,
+    "workers": 2,
+    "report": False,
+}
 
 
 def train(folder, output, **changes) -> Run:

@@ -18,7 +18,14 @@ from kiln.events import StepDone
 from kiln.observe.progress import Progress
 from kiln.run import Run
 
-SETTINGS = {"model": "kiln/small_cnn", "kwargs": {"widths": [8, 16]}, "img_size": 16, "epochs": 2, "workers": 2}
+SETTINGS = {
+    "model": "kiln/small_cnn",
+    "kwargs": {"widths": [8, 16]},
+    "img_size": 16,
+    "epochs": 2,
+    "workers": 2,
+    "report": False,
+}
 
 
 @pytest.fixture(autouse=True)

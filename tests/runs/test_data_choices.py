@@ -14,7 +14,14 @@ from kiln.errors import UsageError
 from kiln.run import Run
 from small_runs import Trial, differing, outcome
 
-SETTINGS = {"model": "kiln/small_cnn", "kwargs": {"widths": [8, 16]}, "img_size": 16, "epochs": 2, "workers": 2}
+SETTINGS = {
+    "model": "kiln/small_cnn",
+    "kwargs": {"widths": [8, 16]},
+    "img_size": 16,
+    "epochs": 2,
+    "workers": 2,
+    "report": False,
+}
 CHOICES = {
     "sequential": {"sampler": "sequential"},
     "weighted": {"sampler": "weighted", "sample_weights": "sqrt"},

@@ -272,7 +272,14 @@ def bad_reads(source) -> int:
     return bad
 
 
-SETTINGS = {"model": "kiln/small_cnn", "kwargs": {"widths": [8, 16]}, "img_size": 16, "epochs": 2, "workers": 2}
+SETTINGS = {
+    "model": "kiln/small_cnn",
+    "kwargs": {"widths": [8, 16]},
+    "img_size": 16,
+    "epochs": 2,
+    "workers": 2,
+    "report": False,
+}
 
 
 @pytest.mark.parametrize("pixel_form", ["stored", "original"])

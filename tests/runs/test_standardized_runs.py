@@ -14,7 +14,14 @@ from kiln.batch import Batch
 from kiln.errors import UsageError
 from kiln.models.normalize import Normalized, standardize_images
 
-SETTINGS = {"model": "kiln/small_cnn", "kwargs": {"widths": [8, 16]}, "img_size": 32, "epochs": 1, "workers": 2}
+SETTINGS = {
+    "model": "kiln/small_cnn",
+    "kwargs": {"widths": [8, 16]},
+    "img_size": 32,
+    "epochs": 1,
+    "workers": 2,
+    "report": False,
+}
 
 
 def some_images() -> torch.Tensor:

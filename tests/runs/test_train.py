@@ -24,7 +24,7 @@ from kiln.redact import HIDDEN
 LEFT = {
     "recipe.yaml", "resolved.yaml", "environment.json", "status.json", "lock", "metrics.jsonl", "summary.csv",
     "log.txt", "split.csv", "bad_files.csv", "predictions.csv", "model.safetensors", "best.json", "result.json",
-    "checkpoints",
+    "checkpoints", "outputs.safetensors", "speed.json",
 }  # fmt: skip
 
 
@@ -81,7 +81,7 @@ def test_what_is_left(photos, tmp_path):
     assert run.status["state"] == "done"
     assert [line["event"] for line in run.metrics()].count("val") == 3
     assert (run.path / "summary.csv").read_text().count("\n") == 4
-    for name in ("environment", "status", "best", "result"):
+    for name in ("environment", "status", "best", "result", "speed"):
         content = json.loads((run.path / f"{name}.json").read_text())
         assert (content["kind"], content["version"]) == (f"kiln.{name}", 1)
     reasons, values = run.resolved["reasons"], run.resolved["values"]

@@ -122,7 +122,7 @@ class Trial:
         return [
             *("train", self.data, "--model", WATCHED, "--output", self.output, "--name", "run", "--resume", "auto"),
             *("--epochs", 3, "--batch-size", 8, "--img-size", 32, "--lr", 0.01, "--set", "training.ema_decay=0.9"),
-            *("--set", "augment.crop=resized"),
+            *("--set", "augment.crop=resized", "--set", "run.report=false"),
             *self.settings,
         ]
 

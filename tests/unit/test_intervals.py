@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kiln.metrics import bootstrap, bootstrap_mean, classification, mean_of_shares, multilabel, wilson
+from kiln.metrics import bootstrap, bootstrap_mean, classification, counts, mean_of_shares, multilabel, wilson
+from kiln.metrics.intervals import bounded, jackknife, percentiles, resample_samples
 
 
 def test_wilson_against_published_values():
@@ -60,6 +61,11 @@ def test_intervals_of_shares_hold_the_truth_95_times_in_100():
     assert 0.92 <= held <= 0.995
 
 
+def f1_bootstrap(confusion, seed=0):
+    units, times = counts.cells(confusion)
+    return percentiles(counts.resample_counts(units, times, [counts.f_beta], seed=seed)[:, 0])
+
+
 def test_bootstrap_of_f1_holds_the_truth_95_times_in_100():
     draws = np.random.default_rng(1)
     support = np.array([60, 100, 140])
@@ -67,7 +73,7 @@ def test_bootstrap_of_f1_holds_the_truth_95_times_in_100():
     truth = classification.f1_macro(np.round(support[:, None] * rows * 1000).astype(np.int64))
 
     def interval(seed):
-        return classification.f1_macro_interval(draws.multinomial(support, rows), seed=seed)
+        return f1_bootstrap(draws.multinomial(support, rows), seed=seed)
 
     assert 0.90 <= coverage(interval, truth, repeats=250) <= 0.99
 
@@ -91,29 +97,26 @@ def test_f1_interval_against_resampling_every_prediction():
         return classification.f1_macro(classification.confusion_matrix(targets[rows], predictions[rows], 6))
 
     confusion = classification.confusion_matrix(targets, predictions, 6)
-    fast = classification.f1_macro_interval(confusion, seed=0)
-    slow = slow_bootstrap(targets, f1, targets)
+    fast = f1_bootstrap(confusion)
+    slow = slow_bootstrap(targets, f1, np.zeros(400))
     np.testing.assert_allclose(fast, slow, atol=0.15 * (slow[1] - slow[0]))
 
 
-def test_resampled_f1_is_the_f1_of_the_resampled_table(monkeypatch):
+def test_resampled_counts_are_those_of_the_resampled_table(monkeypatch):
     confusion = np.array([[3, 1, 0], [0, 0, 2], [0, 0, 0]])
     tables = np.array(
-        [[[2, 2, 0], [0, 0, 2], [0, 0, 0]], [[4, 0, 0], [0, 0, 2], [0, 0, 0]], [[3, 1, 0], [0, 0, 2], [0, 0, 0]]]
+        [[[2, 2, 0], [0, 0, 2], [0, 0, 0]], [[4, 0, 0], [0, 0, 2], [0, 0, 0]], [[0, 5, 0], [0, 0, 1], [0, 0, 0]]]
     )
-    seen = {}
 
-    def spy(counts, statistic, *, strata, seed):
-        cells = [(0, 0), (0, 1), (1, 2)]  # in column order: the non-zero cells of the table
-        seen["counts"], seen["strata"] = counts.tolist(), strata.tolist()
-        seen["values"] = statistic(np.array([[table[cell] for cell in cells] for table in tables]))
-        return 0.0, 1.0
+    def resample(times, values, *, seed):
+        assert times.tolist() == [3, 1, 2]
+        return values(np.array([[table[cell] for cell in [(0, 0), (0, 1), (1, 2)]] for table in tables]))
 
-    monkeypatch.setattr(classification, "bootstrap", spy)
-    classification.f1_macro_interval(confusion)
-    assert seen["counts"] == [3, 1, 2]
-    assert seen["strata"] == [0, 0, 1]
-    np.testing.assert_allclose(seen["values"], [classification.f1_macro(table) for table in tables], atol=1e-15)
+    monkeypatch.setattr(counts, "resample", resample)
+    functions = [counts.accuracy, counts.f_beta, counts.matthews]
+    values = counts.resample_counts(*counts.cells(confusion), functions)
+    expected = [[function(counts.of_confusion(table)) for function in functions] for table in tables]
+    np.testing.assert_allclose(values, expected, atol=1e-15)
 
 
 def test_multilabel_intervals_against_resampling_every_sample():
@@ -193,7 +196,7 @@ def test_a_thousand_resamples_of_ten_thousand_predictions():
     predictions = np.where(draws.random(10_000) < 0.6, targets, draws.integers(0, 100, 10_000))
     confusion = classification.confusion_matrix(targets, predictions, 100)
     start = time.perf_counter()
-    low, high = classification.f1_macro_interval(confusion)
+    low, high = f1_bootstrap(confusion)
     assert time.perf_counter() - start < 20  # a hang guard; the measured time is a tenth of a second
     assert low < classification.f1_macro(confusion) < high
 
@@ -202,3 +205,82 @@ def test_a_thousand_resamples_of_ten_thousand_predictions():
 def test_the_smallest_data(n):
     assert bootstrap_mean(np.full(n, 3.0)) == (3.0, 3.0)
     assert bootstrap(np.array([n]), lambda drawn: drawn[:, 0] / n) == (1.0, 1.0)
+
+
+# The jackknife, and intervals from a variance
+
+
+def leave_one_out(confusion, statistic):
+    """The jackknife the slow way: a table for each sample that is left out."""
+    values = []
+    for cell in np.argwhere(confusion):
+        table = confusion.copy()
+        table[tuple(cell)] -= 1
+        values += [float(statistic(counts.of_confusion(table)))] * confusion[tuple(cell)]
+    return np.array(values)
+
+
+@pytest.mark.parametrize("statistic", [counts.f_beta, counts.precision, counts.recall, counts.matthews])
+def test_the_jackknife_leaves_out_each_sample_once(statistic):
+    confusion = np.random.default_rng(8).multinomial(60, np.full(16, 1 / 16)).reshape(4, 4)
+    whole, (units, times) = counts.of_confusion(confusion), counts.cells(confusion)
+    without = statistic(counts.without_one(whole, units))
+    np.testing.assert_allclose(np.repeat(without, times), leave_one_out(confusion, statistic), atol=1e-15)
+    value, least = float(statistic(whole)), -1.0 if statistic is counts.matthews else 0.0
+    low, high = jackknife(times, without, value, least=least)
+    spread = np.sqrt(59 / 60 * 60 * np.var(np.repeat(without, times)))
+    assert low < value < high
+    assert (high - low) == pytest.approx(2 * 1.96 * spread, rel=0.1)
+
+
+def test_the_jackknife_of_a_share_is_wilsons_interval():
+    low, high = jackknife([70, 30], [69 / 99, 70 / 99], 0.7)
+    np.testing.assert_allclose((low, high), wilson(70, 100), atol=0.002)
+
+
+def test_all_right_is_no_certainty():
+    confusion = np.diag([5, 5, 5])
+    units, times = counts.cells(confusion)
+    low, high = jackknife(times, counts.f_beta(counts.without_one(counts.of_confusion(confusion), units)), 1.0)
+    np.testing.assert_allclose((low, high), wilson(15, 15))
+    assert jackknife([1], [0.0], 1.0) == bounded(1.0, 0.0, n=1)
+
+
+def test_the_jackknife_holds_macro_f1_of_few_samples_95_times_in_100():
+    draws = np.random.default_rng(9)
+    table = np.full((10, 10), 0.2 / 90)
+    np.fill_diagonal(table, 0.08)
+    truth = float(counts.f_beta(counts.of_confusion(table)))
+
+    def interval(_):
+        confusion = draws.multinomial(100, table.ravel()).reshape(10, 10)
+        whole, (units, times) = counts.of_confusion(confusion), counts.cells(confusion)
+        return jackknife(times, counts.f_beta(counts.without_one(whole, units)), float(counts.f_beta(whole)))
+
+    assert 0.92 <= coverage(interval, truth, repeats=600) <= 0.98
+
+
+def test_bounded_reaches_no_further_than_its_bounds():
+    assert bounded(0.5, 10.0, n=3) == pytest.approx((0.0, 1.0), abs=0.01)
+    low, high = bounded(-0.9, 0.01, n=50, least=-1.0)
+    assert -1.0 <= low < -0.9 < high < 0
+
+
+def test_drawn_samples_keep_the_sizes_of_strata():
+    strata = np.array([2, 0, 1, 0, 2, 2, 5, 0])
+
+    def statistic(drawn):
+        for stratum, size in ((0, 3), (1, 1), (2, 3), (5, 1)):
+            assert (drawn[:, strata == stratum].sum(axis=1) == size).all()
+        return drawn.astype(float)
+
+    drawn = resample_samples(8, statistic, strata=strata, num_resamples=4000)
+    np.testing.assert_allclose(drawn.mean(axis=0), 1, atol=0.05)
+    np.testing.assert_allclose(drawn[:, 1].var(), 3 * (1 / 3) * (2 / 3), rtol=0.1)
+    drawn = resample_samples(8, lambda drawn: drawn.astype(float), num_resamples=4000)
+    np.testing.assert_allclose(drawn.var(axis=0), 7 / 8, rtol=0.15)
+
+
+def test_percentiles_leave_out_resamples_without_a_value():
+    assert percentiles(np.array([np.nan, *np.linspace(0, 1, 41)])) == pytest.approx((0.025, 0.975))
+    assert np.isnan(percentiles(np.array([np.nan]))).all()

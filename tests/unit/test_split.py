@@ -6,9 +6,25 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from small_images import plant
 
+from kiln.data.folds import fold_of, fold_split
 from kiln.data.source import Source, open_source
-from kiln.data.split import fold_of, read_split_csv, split_source, write_split_csv
+from kiln.data.split import read_split_csv, split_source, write_split_csv
 from kiln.errors import ArtifactError, DataError, ResourceError, UsageError
+
+PINNED = {
+    "0": 0,
+    "1": 0,
+    "10": 0,
+    "11": 2,
+    "2": 1,
+    "3": 0,
+    "4": 2,
+    "5": 2,
+    "6": 1,
+    "7": 1,
+    "8": 2,
+    "9": 1,
+}  # a part of the format
 
 
 class NoReader:
@@ -223,6 +239,101 @@ def test_folds_are_even_keep_groups_and_leave_test_alone():
     assert all(len(found - {-1}) == 1 for found in by_group.values())
     with pytest.raises(UsageError, match="num_folds = 1"):
         fold_of(source, source.labels, num_folds=1)
+
+
+def counts_by_fold(source, folds, num_folds):
+    found = {}
+    for label, fold in zip(source.labels, folds, strict=True):
+        if fold >= 0:
+            found.setdefault(label, [0] * num_folds)[fold] += 1
+    return found
+
+
+@settings(max_examples=80, deadline=None)
+@given(
+    sizes=st.lists(st.integers(1, 40), min_size=1, max_size=8), num_folds=st.integers(2, 8), seed=st.integers(0, 2**40)
+)
+def test_folds_have_the_same_of_every_class_however_small(sizes, num_folds, seed):
+    labels = [f"c{number}" for number, size in enumerate(sizes) for _ in range(size)]
+    source = source_of([f"{i:04d}" for i in range(len(labels))], labels)
+    folds = fold_of(source, source.labels, num_folds=num_folds, seed=seed)
+    for counts in counts_by_fold(source, folds, num_folds).values():
+        assert max(counts) - min(counts) <= 1
+    sizes = np.bincount(folds, minlength=num_folds)
+    assert sizes.max() - sizes.min() <= 1
+
+
+def test_folds_do_not_ask_in_which_order_the_samples_come():
+    keys = [f"{i}" for i in range(200)]
+    labels, groups = [f"c{i % 7}" for i in range(200)], [f"g{i // 9}" if i < 90 else "" for i in range(200)]
+    turned = [list(reversed(column)) for column in (keys, labels, groups)]
+    found = []
+    for these_keys, these_labels, these_groups in ((keys, labels, groups), turned):
+        source = source_of(these_keys, these_labels, groups=these_groups)
+        found.append(dict(zip(source.keys, fold_of(source, source.labels, num_folds=4, seed=5).tolist(), strict=True)))
+    assert found[0] == found[1]
+    other = fold_of(source, source.labels, num_folds=4, seed=6).tolist()
+    assert other != list(found[1].values())
+
+
+def test_the_folds_of_a_seed_are_for_ever():
+    source = source_of([f"{i}" for i in range(12)], [f"c{i % 2}" for i in range(12)], groups=["g", "g", *[""] * 10])
+    assert dict(zip(source.keys, fold_of(source, source.labels, num_folds=3).tolist(), strict=True)) == PINNED
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_groups_are_dealt_out_by_class(seed):
+    draw = np.random.default_rng(seed)
+    groups = np.repeat(np.arange(120), draw.integers(1, 12, size=120))
+    label_of = draw.integers(3, size=120)  # most members of a group have one class, some another
+    labels = np.where(draw.random(len(groups)) < 0.8, label_of[groups], draw.integers(3, size=len(groups)))
+    source = source_of(
+        [f"{i:04d}" for i in range(len(groups))], [f"c{label}" for label in labels], groups=[f"g{g}" for g in groups]
+    )
+    folds = fold_of(source, source.labels, num_folds=5, seed=seed)
+    for group in set(source.groups):
+        assert len({int(fold) for fold, name in zip(folds, source.groups, strict=True) if name == group}) == 1
+    for counts in counts_by_fold(source, folds, 5).values():
+        assert max(counts) - min(counts) <= 0.1 * sum(counts)
+
+
+def test_a_class_of_two_groups_is_never_in_one_fold_alone():
+    for seed in range(40):  # the second group is drawn to the fold of the first by its other class
+        groups = ["a"] * 2 + ["b"] * 9 + ["c"] * 9 + ["d"] * 9
+        labels = ["rare", "x", "rare", *["x"] * 8, *["y"] * 9, *["y"] * 9]
+        source = source_of([f"{i:02d}" for i in range(len(labels))], labels, groups=groups)
+        folds = fold_of(source, source.labels, num_folds=2, seed=seed)
+        assert len({int(fold) for fold, label in zip(folds, source.labels, strict=True) if label == "rare"}) == 2
+
+
+def test_the_split_of_a_fold():
+    keys = [f"{i:03d}" for i in range(100)]
+    given = ["test" if i % 10 == 0 else "val" if i % 10 == 1 else "train" for i in range(100)]
+    source = source_of(keys, [f"c{i % 3}" for i in range(100)], splits=given)
+    held_out = []
+    for fold in (1, 2, 3):
+        split = fold_split(source, source.labels, fold=fold, num_folds=3)
+        assert [source.splits[i] for i in split.test] == ["test"] * 10
+        assert sorted([*split.train, *split.val, *split.test]) == list(range(100))
+        assert sum(split.reached.values()) == pytest.approx(1)
+        held_out += split.val.tolist()
+    assert sorted(held_out) == [i for i in range(100) if source.splits[i] != "test"]
+
+
+def test_a_test_split_is_cut_alike_for_all_folds():
+    source = source_of([f"{i:03d}" for i in range(300)])
+    splits = [
+        fold_split(source, source.labels, fold=fold, num_folds=4, test_fraction=0.2, seed=1) for fold in range(1, 5)
+    ]
+    assert all(np.array_equal(split.test, splits[0].test) for split in splits)
+    assert len(splits[0].test) == pytest.approx(60, abs=25)
+    assert sum(len(split.val) for split in splits) + len(splits[0].test) == 300
+
+
+def test_an_empty_fold_is_an_error():
+    source = source_of(["a", "b"], ["x", "y"])
+    with pytest.raises(DataError, match="fold 3 of 3 has no samples"):
+        fold_split(source, source.labels, fold=3, num_folds=3)
 
 
 def test_split_csv_says_it_all_and_comes_back(tmp_path):

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import functools
 import re
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+
+from kiln.language import current, tr
+from kiln.language.patterns import translated
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object as the last line; all else goes to stderr.")]
 Quiet = Annotated[bool, typer.Option("-q", "--quiet", help="Print the outcome only.")]
@@ -20,6 +24,14 @@ Workers = Annotated[
     int | None, typer.Option("-j", "--workers", help="Workers that read and decode.", metavar="N", min=0)
 ]
 Runtime = Annotated[str, typer.Option("--runtime", help="What computes: auto, torch, onnx.", metavar="NAME")]
+Views = Annotated[
+    str,
+    typer.Option(
+        "--tta",
+        help="Average over views of each image: none, hflip, flips, five_crop, ten_crop, scales, or a list.",
+        metavar="NAME",
+    ),
+]
 Trust = Annotated[
     list[str] | None,
     typer.Option("--trust", help="Code (module:name) that the model may name and that may run.", metavar="NAME"),
@@ -37,7 +49,27 @@ def run_command(function: Callable[..., None], arguments: Sequence[str], *, verb
     app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
     settings = {"help_option_names": ["-h", "--help"], "max_content_width": 110}
     app.command(context_settings=settings)(_interruptible(function))
-    typer.main.get_command(app).main(args=list(arguments), prog_name=f"kiln {verb}")
+    command, name = typer.main.get_command(app), f"kiln {verb}"
+    if current() == "en":
+        command.main(args=list(arguments), prog_name=name)
+        return
+    try:
+        status = command.main(args=list(arguments), prog_name=name, standalone_mode=False)
+    except Exception as error:
+        if not hasattr(error, "format_message"):  # what all errors of the parser have, whose home has moved before
+            raise
+        raise SystemExit(_misunderstood(error, name)) from error
+    if status:
+        raise SystemExit(status)
+
+
+def _misunderstood(error: Any, name: str) -> int:
+    """Say what the parser did not understand, in the language of the moment; its exit status."""
+    if getattr(error, "ctx", None) is not None:
+        usage = error.ctx.get_usage().removeprefix("Usage: ")
+        sys.stderr.write(tr("Usage: {usage}\nTry '{name} -h' for help.\n\n", usage=usage, name=name))
+    sys.stderr.write(tr("Error: {what}", what=translated(error.format_message())) + "\n")
+    return error.exit_code
 
 
 def _interruptible(function: Callable[..., None]) -> Callable[..., None]:

@@ -12,6 +12,9 @@ from kiln.cli.app import Json
 from kiln.cli.recipe_arguments import parameter, recipe_parameters, run_recipe_command, said, sign
 from kiln.cli.terminal import note, say, say_json, table
 from kiln.errors import UsageError
+from kiln.language import tr, word
+from kiln.language.patterns import translated
+from kiln.language.width import label
 from kiln.names import VERBS, load_object
 
 SUBJECTS = {"data": "the stages from a file's bytes to a batch on the device"}
@@ -33,8 +36,11 @@ def run(arguments: Sequence[str]) -> None:
 
 def overview() -> str:
     """What `kiln bench --help` prints."""
-    lines = "\n".join(f"  {subject:<6}{what}" for subject, what in SUBJECTS.items())
-    return f"Usage: kiln bench SUBJECT [ARGUMENTS]\n\nMeasure on this machine:\n{lines}\n\nkiln bench SUBJECT --help"
+    lines = "\n".join(f"  {subject:<6}{tr(what)}" for subject, what in SUBJECTS.items())
+    return tr(
+        "Usage: kiln bench SUBJECT [ARGUMENTS]\n\nMeasure on this machine:\n{lines}\n\nkiln bench SUBJECT --help",
+        lines=lines,
+    )
 
 
 def bench_data(**values: Any) -> None:
@@ -56,13 +62,15 @@ def bench_data(**values: Any) -> None:
     for stage in measured.stages:
         spread = f"{_rate(stage.rate.low)}-{_rate(stage.rate.high)}"
         threads = None if stage.device else stage.threads
-        rows.append((stage.name, threads, _rate(stage.rate.per_second), spread, "yes" if stage.in_plan else ""))
+        rows.append(
+            (word(stage.name), threads, _rate(stage.rate.per_second), spread, tr("yes") if stage.in_plan else "")
+        )
     table(("stage", "threads", "images/s", "middle half", "in the plan"), rows)
     said_of = ", ".join(f"{name} {value}" for name, value in measured.conditions.items())
-    say(f"of     {said_of}")
-    say(f"wall   {measured.wall.says}")
+    say(tr("of     {conditions}", conditions=said_of))
+    say(tr("wall   {wall}", wall=translated(measured.wall.says)))
     for index, line in enumerate(measured.wall.next):
-        say(f"{'' if index else 'next':<6} {line}")
+        say(f"{label('' if index else 'next')}{translated(line)}")
 
 
 def _rate(per_second: float) -> str:

@@ -12,6 +12,7 @@ from kiln.cli.app import Json, run_command
 from kiln.cli.terminal import say, say_json, table
 from kiln.data import room
 from kiln.errors import UsageError
+from kiln.language import tr
 
 ACTIONS = ("list", "clear")
 
@@ -36,11 +37,14 @@ def cache(
         return
     if found:
         table(("data", "MB", "last used", "in use"), [_row(entry) for entry in found])
-    done = "removed" if action == "clear" else "kept"
-    say(f"{len(found):,} caches {done}, {total / 1e6:,.0f} MB")
-    say(f"folder {room.root()}")
+    count, size = len(found), total / 1e6
+    if action == "clear":
+        say(tr("{count:,} caches removed, {size:,.0f} MB", count=count, size=size))
+    else:
+        say(tr("{count:,} caches kept, {size:,.0f} MB", count=count, size=size))
+    say(tr("folder {folder}", folder=room.root()))
 
 
 def _row(entry: room.Entry) -> tuple[str, str, str, str]:
     used = time.strftime("%Y-%m-%d %H:%M", time.localtime(entry.used))
-    return entry.where, f"{entry.num_bytes / 1e6:,.0f}", used, "yes" if entry.in_use else ""
+    return entry.where, f"{entry.num_bytes / 1e6:,.0f}", used, tr("yes") if entry.in_use else ""

@@ -13,6 +13,8 @@ from kiln.cli.flags import FLAGS
 from kiln.cli.recipe_arguments import parameter, recipe_parameters, run_recipe_command, said, sign
 from kiln.cli.terminal import note, say, say_json, table
 from kiln.errors import DataError
+from kiln.language import tr, word
+from kiln.language.patterns import translated
 from kiln.names import VERBS, load_object
 
 if TYPE_CHECKING:
@@ -65,29 +67,30 @@ def check(**values: Any) -> None:
 def _tell(findings: Findings, output: str | None) -> None:
     from kiln.data.checks.findings import KINDS
 
-    counts = ", ".join(f"{name or 'all'} {count:,}" for name, count in findings.sizes.items())
+    counts = ", ".join(f"{word(name or 'all')} {count:,}" for name, count in findings.sizes.items())
     if findings.counts:
         table(
             ("finding", "cases", "severity", "what it is", "what to do"),
-            [(code, count, *KINDS[code]) for code, count in findings.counts.items()],
+            [(code, count, *map(translated, KINDS[code])) for code, count in findings.counts.items()],
         )
     for code in findings.counts:
         found = findings.of(code)
         for finding in found[:MOST_EXAMPLES]:
             named = ", ".join(finding.keys[:2]) + (", ..." if len(finding.keys) > 2 else "")
-            say(f"{code:<21}  {finding.detail.splitlines()[0]}{f': {named}' if named else ''}")
+            say(f"{code:<21}  {translated(finding.detail.splitlines()[0])}{f': {named}' if named else ''}")
         if len(found) > MOST_EXAMPLES:
-            say(f"{code:<21}  ... {len(found) - MOST_EXAMPLES:,} more")
-    say(f"images {findings.num_samples:,} ({counts}), looked at in {findings.seconds:.0f} s")
+            say(f"{code:<21}  " + tr("... {count:,} more", count=len(found) - MOST_EXAMPLES))
+    told = "images {count:,} ({counts}), looked at in {seconds:.0f} s"
+    say(tr(told, count=findings.num_samples, counts=counts, seconds=findings.seconds))
     if output is None:
         say(
-            "next   kiln check DATA --output OUT writes the pictures and the table of decisions"
+            tr("next   kiln check DATA --output OUT writes the pictures and the table of decisions")
             if len(findings)
             else "ok"
         )
         return
-    say(f"page   {os.path.join(output, 'check.html')}")
-    say(f"table  {os.path.join(output, 'check.csv')}")
+    say(tr("page   {page}", page=os.path.join(output, "check.html")))
+    say(tr("table  {table}", table=os.path.join(output, "check.csv")))
 
 
 _Data = Annotated[str | None, typer.Argument(help="Labelled images, as for train.", metavar="DATA")]

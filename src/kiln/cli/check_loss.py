@@ -11,6 +11,8 @@ import typer
 from kiln.cli.app import Json, run_command
 from kiln.cli.terminal import say, say_json, table
 from kiln.errors import NumericError, UsageError
+from kiln.language import tr, word
+from kiln.language.patterns import translated
 from kiln.names import load_object
 
 if TYPE_CHECKING:
@@ -52,9 +54,12 @@ def check_loss(
         said = {"loss": report.loss, "targets": report.targets, "passed": report.passed}
         say_json({**said, "findings": [asdict(finding) for finding in report.findings]})
     else:
-        say(f"{report.loss} on {report.targets}")
-        table(("check", "verdict", "what was seen"), [(f.check, f.verdict, f.detail) for f in report.findings])
-        say(f"verdict  {report.verdict}")
+        say(tr("{loss} on {targets}", loss=report.loss, targets=report.targets))
+        table(
+            ("check", "verdict", "what was seen"),
+            [(translated(f.check), word(f.verdict), translated(f.detail)) for f in report.findings],
+        )
+        say(tr("verdict  {verdict}", verdict=translated(report.verdict)))
     if not report.passed:
         raise SystemExit(NumericError.exit_code)
 

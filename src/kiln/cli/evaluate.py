@@ -8,16 +8,33 @@ from typing import Annotated, Any
 
 import typer
 
-from kiln.cli.app import BatchSize, Device, Json, ModelArgument, Runtime, Trust, Workers, flags_from_keys, run_command
+from kiln.cli.app import (
+    BatchSize,
+    Device,
+    Json,
+    ModelArgument,
+    Runtime,
+    Trust,
+    Views,
+    Workers,
+    flags_from_keys,
+    run_command,
+)
 from kiln.cli.terminal import note, say, say_json, table
+from kiln.language import tr
 from kiln.names import VERBS, load_object
-from kiln.observe.wording import describe_metric
+from kiln.observe.wording import describe_metric, percent
 
 KEYS = {
     "model": "", "data": "", "split": "--split", "batch": "--batch-size", "batch-size": "--batch-size",
-    "device": "--device", "workers": "--workers", "bad-files": "--bad-files", "runtime": "--runtime",
+    "device": "--device", "workers": "--workers", "bad-files": "--bad-files", "runtime": "--runtime", "tta": "--tta",
 }  # fmt: skip
 MOST_CLASSES_SHOWN = 40
+SHOWN = (
+    *("accuracy", "top5_accuracy", "label_accuracy", "balanced_accuracy", "f1_macro", "mcc", "roc_auc"),
+    *("mean_average_precision", "loss"),
+)
+"""What a screen has room for; the JSON has all."""
 
 
 def run(arguments: Sequence[str]) -> None:
@@ -41,6 +58,7 @@ def evaluate(
     ] = "error",
     runtime: Runtime = "auto",
     trust: Trust = None,
+    tta: Views = "none",
     output: Annotated[
         str | None, typer.Option("--output", help="Write the measurements there as JSON.", metavar="FILE")
     ] = None,
@@ -49,7 +67,7 @@ def evaluate(
     """Measure a run or a model on labelled data, each number with its 95 % interval."""
     measured = load_object(VERBS["evaluate"])(
         model, data, split=split, batch_size=batch_size, workers=workers, device=device,
-        bad_files=bad_files, runtime=runtime, trust=tuple(trust or ()), output=output,
+        bad_files=bad_files, runtime=runtime, trust=tuple(trust or ()), tta=tta, output=output,
     )  # fmt: skip
     for line in measured.get("notes", ()):
         note(line)
@@ -57,10 +75,10 @@ def evaluate(
         say_json(measured)
         return
     _tell(measured)
-    say(f"model  {model}")
+    say(tr("model  {model}", model=model))
     if output:
-        say(f"file   {output}")
-    say(f"next   kiln predict {shlex.quote(model)} IMAGES")
+        say(tr("file   {file}", file=output))
+    say(tr("next   {command}", command=f"kiln predict {shlex.quote(model)} IMAGES"))
 
 
 def _tell(measured: Mapping[str, Any]) -> None:
@@ -70,18 +88,42 @@ def _tell(measured: Mapping[str, Any]) -> None:
         columns = [name for name in rows[0] if not name.endswith(("_low", "_high"))]
         table(columns, [[_with_interval(row, column) for column in columns] for row in rows[:MOST_CLASSES_SHOWN]])
         if len(rows) > MOST_CLASSES_SHOWN:
-            say(f"... {len(rows) - MOST_CLASSES_SHOWN} further classes: --json or --output has them all")
+            say(
+                tr("... {count} further classes: --json or --output has them all", count=len(rows) - MOST_CLASSES_SHOWN)
+            )
         say()
-    for name, value in measured.items():
-        if isinstance(value, float):
-            low, high = measured["intervals"].get(name, (None, None))
-            say(describe_metric(name, {"value": value, "low": low, "high": high}))
-    skipped = f" ({measured['skipped']:,} unreadable, not counted)" if measured.get("skipped") else ""
-    say(f"images {measured['n']:,}{skipped}")
+    _tell_metrics(measured)
+    bad = measured.get("skipped")
+    skipped = tr(" ({count:,} unreadable, not counted)", count=bad) if bad else ""
+    say(tr("images {count:,}{skipped}", count=measured["n"], skipped=skipped))
+
+
+def _tell_metrics(measured: Mapping[str, Any]) -> None:
+    values = {name: value for name, value in measured.items() if isinstance(value, float)}
+    for name in [name for name in values if name in SHOWN]:
+        low, high = measured["intervals"].get(name, (None, None))
+        say(describe_metric(name, {"value": values[name], "low": low, "high": high}))
+    calibration = measured.get("calibration", {}).get("equal_width")
+    if calibration:
+        low, high = calibration["band"]
+        told = "calibration error {ece:.3f}; a calibrated model would show {low:.3f} to {high:.3f}"
+        say(tr(told, ece=calibration["ece"], low=low, high=high))
+    if "answers" in measured:
+        coverage, right = (measured["answers"][name] for name in ("coverage", "accuracy"))
+        answered = percent(coverage["value"], coverage["low"], coverage["high"])
+        of_those = percent(right["value"] or 0.0, right["low"], right["high"])
+        say(tr("answered {answered}, of those right {right}", answered=answered, right=of_those))
+    further = len([name for name in values if name not in SHOWN])
+    if further:
+        say(tr("... {count} further metrics: --json or --output has them all", count=further))
 
 
 def _with_interval(row: Mapping[str, Any], column: str) -> Any:
     value, low, high = (row.get(name) for name in (column, f"{column}_low", f"{column}_high"))
     if not isinstance(value, float):
         return value
-    return f"{value:.3f}" if low is None or high is None else f"{value:.3f} ({low:.3f} to {high:.3f})"
+    return (
+        f"{value:.3f}"
+        if low is None or high is None
+        else f"{value:.3f}" + tr(" ({low:.3f} to {high:.3f})", low=low, high=high)
+    )

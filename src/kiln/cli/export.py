@@ -10,6 +10,7 @@ import typer
 
 from kiln.cli.app import Json, ModelArgument, Trust, flags_from_keys, run_command
 from kiln.cli.terminal import say, say_json
+from kiln.language import tr
 from kiln.names import VERBS, load_object
 
 KEYS = {"model": "", "format": "--format", "opset": "--opset", "output": "--output"}
@@ -35,5 +36,5 @@ def export(
     if json:
         say_json({"file": str(path), "format": format_})
         return
-    say(f"file   {path}")
-    say(f"next   kiln predict {shlex.quote(str(path))} IMAGES")
+    say(tr("file   {file}", file=path))
+    say(tr("next   {command}", command=f"kiln predict {shlex.quote(str(path))} IMAGES"))

@@ -55,6 +55,7 @@ FLAGS = (
     _flag("--resize", "data.resize"),
     _flag("--val-fraction", "data.val_fraction", "SHARE"),
     _flag("--test-fraction", "data.test_fraction", "SHARE"),
+    _flag("--folds", "data.folds", "N"),
     _flag("--bad-files", "data.bad_files"),
     _flag("-j --workers", "data.workers", "N"),
     _flag("--cache", "data.cache"),

@@ -9,6 +9,8 @@ import typer
 
 from kiln.cli.app import Json, run_command
 from kiln.cli.terminal import say, say_json, table
+from kiln.language import tr, word
+from kiln.language.width import padded, width
 from kiln.names import load_object
 
 _WILD = "*?["
@@ -52,9 +54,9 @@ def models(
     columns = list(dict.fromkeys(key for row in listed for key in row))
     if columns:
         table(columns, [[_joined(row.get(column), ", ") for column in columns] for row in listed])
-    say(f"{len(listed):,} models" if listed else f"no model fits {pattern!r}")
+    say(tr("{count:,} models", count=len(listed)) if listed else tr("no model fits {pattern!r}", pattern=pattern))
     if listed:
-        say(f"next   kiln models {listed[0]['name']}")
+        say(tr("next   {command}", command=f"kiln models {listed[0]['name']}"))
 
 
 def _tell_one(described: Mapping[str, Any]) -> None:
@@ -69,11 +71,11 @@ def _tell_one(described: Mapping[str, Any]) -> None:
         table(columns, [[_joined(row.get(column)) for column in columns] for row in rows])
         say()
     lines = {key: value for key, value in described.items() if key not in tables}
-    names = {key: key.replace("_bytes", "_memory").replace("_", " ") for key in lines}
-    width = max(map(len, names.values()), default=0)
+    names = {key: word(key.replace("_bytes", "_memory").replace("_", " ")) for key in lines}
+    most = max(map(width, names.values()), default=0)
     for key, value in lines.items():
-        say(f"{names[key]:<{width}}  {_counted(key, value)}")
-    say(f"next   kiln train DATA --model {described.get('name', 'NAME')}")
+        say(f"{padded(names[key], most)}  {_counted(key, value)}")
+    say(tr("next   {command}", command=f"kiln train DATA --model {described.get('name', 'NAME')}"))
 
 
 def _counted(key: str, value: Any) -> Any:

@@ -7,6 +7,8 @@ from typing import Any
 
 from kiln.cli.terminal import say, say_json, table
 from kiln.errors import Preempted
+from kiln.language import tr
+from kiln.language.width import label
 from kiln.names import VERBS, load_object
 from kiln.observe.wording import describe_metrics
 
@@ -40,7 +42,7 @@ def plan_and_tell(recipe: Any, *, quiet: bool, json: bool) -> None:
     rows = [{**row, "settings": _assigned(row["settings"])} for row in plan["groups"]]
     shown = [key for key in columns if key != "settings" or any(row[key] for row in rows)]
     table([key.replace("_", " ") for key in shown], [[row[key] for key in shown] for row in rows])
-    say("next   the same without --dry-run")
+    say(tr("next   the same without --dry-run"))
 
 
 def _assigned(settings: Mapping[str, Any]) -> str:
@@ -67,11 +69,11 @@ def tell_outcome(summary: Mapping[str, Any], *, json: bool, measured: bool = Tru
         say_json(summary)
         return
     for split, metrics in summary["metrics"].items() if measured else ():
-        say(f"{split:<6} {describe_metrics(metrics)}")
+        say(f"{label(split)}{describe_metrics(metrics)}")
     if not summary["metrics"]:
-        say("result nothing was set apart to measure on")
-    for key in ("run", "model"):
+        say(tr("result nothing was set apart to measure on"))
+    for key in ("run", "model", "report"):
         if summary.get(key):
-            say(f"{key:<6} {summary[key]}")
+            say(f"{label(key)}{summary[key]}")
     for index, command in enumerate(summary.get("next", ())):
-        say(f"{'' if index else 'next':<6} {command}")
+        say(f"{label('' if index else 'next')}{command}")

@@ -12,6 +12,7 @@ import typer
 from kiln.cli.app import Json, Quiet, Workers, flags_from_keys, run_command
 from kiln.cli.terminal import say, say_json
 from kiln.errors import UsageError
+from kiln.language import tr, word
 from kiln.names import VERBS, load_object
 
 KEYS = {
@@ -59,15 +60,14 @@ def pack(
     if json:
         say_json({**asdict(done), "output": str(done.output)})
         return
-    goes_on = f", {done.resumed:,} of them by an earlier, interrupted packing" if done.resumed else ""
-    say(f"packed {done.samples:,} samples{goes_on}; all read back and the same")
-    say(f"files  {done.files_before:,} -> {done.files_after:,}")
-    say(f"bytes  {done.bytes_before:,} -> {done.bytes_after:,}")
+    resumed = tr(", {count:,} of them by an earlier, interrupted packing", count=done.resumed) if done.resumed else ""
+    say(tr("packed {count:,} samples{resumed}; all read back and the same", count=done.samples, resumed=resumed))
+    say(tr("files  {before:,} -> {after:,}", before=done.files_before, after=done.files_after))
+    say(tr("bytes  {before:,} -> {after:,}", before=done.bytes_before, after=done.bytes_after))
     gain = done.rate_after / max(done.rate_before, 1e-9)
-    say(
-        f"reads  {done.rate_before:,.0f} -> {done.rate_after:,.0f} samples/s ({gain:.2g} times; one thread, no disk wait)"
-    )
-    say(f"next   kiln train {done.output}")
+    told = "reads  {before:,.0f} -> {after:,.0f} samples/s ({gain:.2g} times; one thread, no disk wait)"
+    say(tr(told, before=done.rate_before, after=done.rate_after, gain=gain))
+    say(tr("next   {command}", command=f"kiln train {done.output}"))
 
 
 class _Shown:
@@ -78,7 +78,8 @@ class _Shown:
 
     def __call__(self, what: str, done: int, total: int) -> None:
         if self._live:
-            sys.stderr.write(f"\r{what} {done:,} of {total:,}" + ("\n" if done == total else ""))
+            line = tr("{what} {done:,} of {total:,}", what=word(what), done=done, total=total)
+            sys.stderr.write(f"\r{line}" + ("\n" if done == total else ""))
             sys.stderr.flush()
         elif done == total:
-            sys.stderr.write(f"{what} {done:,} samples\n")
+            sys.stderr.write(tr("{what} {done:,} samples", what=word(what), done=done) + "\n")

@@ -10,14 +10,26 @@ from typing import Annotated, Any
 
 import typer
 
-from kiln.cli.app import BatchSize, Device, Json, ModelArgument, Runtime, Trust, Workers, flags_from_keys, run_command
+from kiln.cli.app import (
+    BatchSize,
+    Device,
+    Json,
+    ModelArgument,
+    Runtime,
+    Trust,
+    Views,
+    Workers,
+    flags_from_keys,
+    run_command,
+)
 from kiln.cli.terminal import note, say, say_json, table
 from kiln.errors import UsageError
+from kiln.language import tr
 from kiln.names import VERBS, load_object
 
 KEYS = {
     "model": "", "source": "", "data": "", "batch": "--batch-size", "device": "--device", "top-k": "--top-k",
-    "output": "--output", "runtime": "--runtime", "workers": "--workers",
+    "output": "--output", "runtime": "--runtime", "workers": "--workers", "tta": "--tta",
 }  # fmt: skip
 FORMATS = ("csv", "json", "parquet")
 MOST_ROWS_SHOWN = 50
@@ -47,6 +59,7 @@ def predict(
     device: Device = "auto",
     runtime: Runtime = "auto",
     trust: Trust = None,
+    tta: Views = "none",
     json: Json = False,
 ) -> None:
     """Name the class of images: one row per input, unreadable files as rows with the reason."""
@@ -54,16 +67,24 @@ def predict(
         raise UsageError("E101", f"unknown format {format_!r}", got=format_, choices=FORMATS)
     rows = load_object(VERBS["predict"])(
         model, inputs if len(inputs) > 1 else inputs[0], top_k=top_k, batch_size=batch_size, workers=workers,
-        device=device, runtime=runtime, trust=tuple(trust or ()), output=output, format=format_, tell=note,
+        device=device, runtime=runtime, trust=tuple(trust or ()), tta=tta, output=output, format=format_, tell=note,
     )  # fmt: skip
     unreadable = sum(1 for row in rows if row.get("error"))
+    refused = sum(1 for row in rows if row.get("refused"))
     if json:
-        say_json({"count": len(rows), "unreadable": unreadable, "output": output, "predictions": rows})
+        say_json(
+            {"count": len(rows), "unreadable": unreadable, "refused": refused, "output": output, "predictions": rows}
+        )
         return
     if output is None:
         _tell(rows)
-    say(f"images {len(rows):,}{f', {unreadable:,} of them unreadable' if unreadable else ''}")
-    say(f"file   {output}" if output else f"next   kiln predict {shlex.quote(model)} INPUTS --output predictions.csv")
+    bad = tr(", {count:,} of them unreadable", count=unreadable) if unreadable else ""
+    withheld = tr(", {count:,} not answered", count=refused) if refused else ""
+    say(tr("images {count:,}{bad}{withheld}", count=len(rows), bad=bad, withheld=withheld))
+    if output:
+        say(tr("file   {file}", file=output))
+    else:
+        say(tr("next   {command}", command=f"kiln predict {shlex.quote(model)} INPUTS --output predictions.csv"))
 
 
 def _tell(rows: Sequence[Mapping[str, Any]]) -> None:
@@ -78,12 +99,12 @@ def _tell(rows: Sequence[Mapping[str, Any]]) -> None:
     if columns:
         table(columns, [[_shown(row.get(column)) for column in columns] for row in shown])
     if len(shown) < len(rows):
-        say(f"... {len(rows) - len(shown):,} further rows: --output FILE keeps them all")
+        say(tr("... {count:,} further rows: --output FILE keeps them all", count=len(rows) - len(shown)))
 
 
 def _shown(value: Any) -> Any:
     if value == "":
-        return "(none)"  # of many labels an image may have no one
+        return tr("(none)")  # of many labels an image may have no one
     if isinstance(value, (list, tuple)):
         return ", ".join(_pair(item) if isinstance(item, (list, tuple)) else str(item) for item in value)
     return os.fspath(value) if isinstance(value, os.PathLike) else value

@@ -11,6 +11,7 @@ from kiln.cli.app import Json, run_command
 from kiln.cli.flags import FLAGS
 from kiln.cli.terminal import say, say_json, table
 from kiln.errors import UsageError
+from kiln.language import tr
 from kiln.recipe import FIELDS, SECTIONS, Recipe
 from kiln.recipe.presets import PRESETS, preset
 from kiln.recipe.recipe import meant_by
@@ -56,10 +57,10 @@ def _explain(name: str) -> None:
     field = FIELDS[name]
     flags = [", ".join(flag.names) for flag in FLAGS if flag.field == name]
     say(f"{name}: {field.help}")
-    say(f"  takes    {field.expects}")
-    say(f"  default  {shown_default(field.default)}")
-    say(f"  flag     {flags[0] if flags else f'--set {name}=VALUE'}")
-    say(f"  resume   {'may change it' if field.how else 'keeps it'}")
+    say(tr("  takes    {expects}", expects=field.expects))
+    say(tr("  default  {default}", default=shown_default(field.default)))
+    say(tr("  flag     {flag}", flag=flags[0] if flags else f"--set {name}=VALUE"))
+    say(tr("  resume   may change it") if field.how else tr("  resume   keeps it"))
 
 
 def shown_default(value: object) -> str:

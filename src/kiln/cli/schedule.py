@@ -13,6 +13,7 @@ import typer
 from kiln.cli.app import Json, run_command
 from kiln.cli.terminal import note, say, say_json, table
 from kiln.errors import UsageError
+from kiln.language import tr
 from kiln.names import SCHEDULES, load_object
 from kiln.recipe.recipe import parse_changes
 
@@ -99,4 +100,4 @@ def _tell(drawn: Any) -> None:
         rows.append((one.name, one.values[0], peak, one.values.index(peak) + 1, one.values[-1]))
     table(("schedule", "first", "highest", "at step", "last"), rows)
     if drawn.path is not None:
-        say(f"file   {drawn.path}")
+        say(tr("file   {file}", file=drawn.path))

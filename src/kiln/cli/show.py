@@ -11,6 +11,7 @@ import typer
 from kiln.cli.app import Json
 from kiln.cli.recipe_arguments import parameter, recipe_parameters, run_or_data, run_recipe_command, sign
 from kiln.cli.terminal import note, say, say_json
+from kiln.language import tr
 from kiln.names import VERBS, load_object
 
 OWN = {"--step": True, "--count": True, "--font": True}
@@ -37,8 +38,9 @@ def show(**values: Any) -> None:
     if values["json"]:
         say_json({**vars(shown), "path": os.fspath(shown.path)})
         return
-    say(f"step   {shown.step:,}, in epoch {shown.epoch:,}: {len(shown.keys):,} of its {shown.batch_size:,} images")
-    say(f"file   {shown.path}")
+    told = "step   {step:,}, in epoch {epoch:,}: {count:,} of its {batch_size:,} images"
+    say(tr(told, step=shown.step, epoch=shown.epoch, count=len(shown.keys), batch_size=shown.batch_size))
+    say(tr("file   {file}", file=shown.path))
 
 
 _Data = Annotated[str | None, typer.Argument(help="A run, or labelled images as for train.", metavar="DATA|RUN")]

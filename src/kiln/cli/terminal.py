@@ -8,6 +8,10 @@ import sys
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from kiln.language import tr, word
+from kiln.language.patterns import translated
+from kiln.language.width import padded, width
+
 
 def say(text: str = "") -> None:
     """A line on stdout."""
@@ -16,7 +20,7 @@ def say(text: str = "") -> None:
 
 def note(text: str) -> None:
     """A line on stderr: what the user should know, but no program needs."""
-    sys.stderr.write(f"note: {text}\n")
+    sys.stderr.write(tr("note: {text}", text=translated(text)) + "\n")
 
 
 def say_json(value: Mapping[str, Any] | Sequence[Any]) -> None:
@@ -26,18 +30,19 @@ def say_json(value: Mapping[str, Any] | Sequence[Any]) -> None:
 
 
 def table(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
-    """Print rows under their column names: drawn on a terminal, aligned by spaces elsewhere. Numbers stand right."""
+    """Print rows under their column names: drawn on a terminal, aligned by spaces elsewhere. Numbers stand right.
+
+    The names of columns are said in the language of the moment.
+    """
+    columns = [word(column) for column in columns]
     cells = [[_cell(value) for value in row] for row in rows]
     numeric = [all(_is_number(row[index]) for row in cells) for index in range(len(columns))]
     if sys.stdout.isatty():
         _draw(columns, cells, numeric)
         return
-    widths = [max(len(row[index]) for row in [list(columns), *cells]) for index in range(len(columns))]
-    for row in [list(columns), *cells]:
-        aligned = [
-            text.rjust(width) if right else text.ljust(width)
-            for text, width, right in zip(row, widths, numeric, strict=True)
-        ]
+    widths = [max(width(row[index]) for row in [columns, *cells]) for index in range(len(columns))]
+    for row in [columns, *cells]:
+        aligned = [padded(text, most, right=right) for text, most, right in zip(row, widths, numeric, strict=True)]
         say("  ".join(aligned).rstrip())
 
 
@@ -67,7 +72,7 @@ def _cell(value: Any) -> str:
     if value is None:
         return "-"
     if isinstance(value, bool):
-        return "yes" if value else "no"
+        return tr("yes") if value else tr("no")
     if isinstance(value, int):
         return f"{value:,}"
     return f"{value:.4g}" if isinstance(value, float) else str(value)

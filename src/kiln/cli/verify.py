@@ -12,6 +12,8 @@ from kiln.cli.app import Json
 from kiln.cli.recipe_arguments import parameter, recipe_parameters, run_or_data, run_recipe_command, sign
 from kiln.cli.terminal import note, say, say_json
 from kiln.errors import NumericError
+from kiln.language import tr
+from kiln.language.patterns import translated
 from kiln.names import VERBS, load_object
 
 OWN = {"--steps": True}
@@ -33,7 +35,7 @@ def verify(**values: Any) -> None:
     where = values["data"]
     if where is not None and where.lower().endswith(_RECIPE_SUFFIXES):
         values, where = {**values, "recipe": where}, None
-    note(f"training the first {values['steps']:,} steps, twice")
+    note(tr("training the first {steps:,} steps, twice", steps=values["steps"]))
     data, asked = run_or_data(values, where)
     found = load_object(VERBS["verify"])(data, steps=values["steps"], **asked)
     if values["json"]:
@@ -53,11 +55,13 @@ def told(difference: Any) -> str:
 
 
 def _tell(found: Any) -> None:
-    say("of       " + ", ".join(f"{name} {value}" for name, value in found.conditions.items()))
-    say(f"promise  {found.promised}")
+    conditions = ", ".join(f"{name} {value}" for name, value in found.conditions.items())
+    say(tr("of       {conditions}", conditions=conditions))
+    say(tr("promise  {promise}", promise=translated(found.promised)))
     if found.same:
-        say(f"same     {found.steps:,} steps, twice: every batch, loss, weight and optimizer state, bit for bit")
-        say(f"digest   {found.digests['weights']} of the weights after them")
+        told = "same     {steps:,} steps, twice: every batch, loss, weight and optimizer state, bit for bit"
+        say(tr(told, steps=found.steps))
+        say(tr("digest   {digest} of the weights after them", digest=found.digests["weights"]))
 
 
 def _hint(found: Any) -> str:

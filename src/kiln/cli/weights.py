@@ -10,6 +10,9 @@ import typer
 from kiln.cli.app import Json, run_command
 from kiln.cli.terminal import say, say_json, table
 from kiln.errors import ArtifactError, UsageError
+from kiln.language import tr
+from kiln.language.patterns import translated
+from kiln.language.width import label
 from kiln.names import load_object
 
 ACTIONS = ("list", "fetch", "verify", "where", "clear")
@@ -54,54 +57,62 @@ def weights(
         raise ArtifactError("E307", what, details=damaged, hint="delete them, and kiln weights fetch NAME")
 
 
-def _tell_files(rows: Sequence[dict[str, Any]], done: str) -> None:
+def _tell_files(rows: Sequence[dict[str, Any]]) -> None:
     if rows:
         table(
             ("name", "file", "cache", "MB"),
             [(row["name"], row["file"], row["cache"], round(row["bytes"] / 1e6, 1)) for row in rows],
         )
-    say(f"{len(rows):,} files {done}, {sum(row['bytes'] for row in rows) / 1e6:,.0f} MB")
+
+
+def _megabytes(rows: Sequence[dict[str, Any]]) -> float:
+    return sum(row["bytes"] for row in rows) / 1e6
 
 
 def _tell_list(rows: Sequence[dict[str, Any]]) -> None:
-    _tell_files(rows, "here")
+    _tell_files(rows)
+    say(tr("{count:,} files here, {size:,.0f} MB", count=len(rows), size=_megabytes(rows)))
     if not rows:
-        say("next   kiln weights fetch resnet18")
+        say(tr("next   {command}", command="kiln weights fetch resnet18"))
 
 
 def _tell_clear(rows: Sequence[dict[str, Any]]) -> None:
-    _tell_files(rows, "removed")
+    _tell_files(rows)
+    say(tr("{count:,} files removed, {size:,.0f} MB", count=len(rows), size=_megabytes(rows)))
 
 
 def _tell_fetch(rows: Sequence[dict[str, Any]]) -> None:
     for row in rows:
-        say(f"{row['name']}  {row['bytes'] / 1e6:,.1f} MB  {'fetched' if row['fetched'] else 'was here'}")
+        how = tr("fetched") if row["fetched"] else tr("was here")
+        say(f"{row['name']}  {row['bytes'] / 1e6:,.1f} MB  {how}")
         _tell_facts(address=row["url"], sha256=row["sha256"], file=row["path"])
 
 
 def _tell_verify(rows: Sequence[dict[str, Any]]) -> None:
-    table(("name", "verdict", "SHA-256"), [(row["name"], row["verdict"], row["sha256"]) for row in rows])
+    table(("name", "verdict", "SHA-256"), [(row["name"], translated(row["verdict"]), row["sha256"]) for row in rows])
 
 
 def _tell_where(rows: Sequence[dict[str, Any]]) -> None:
     for row in rows:
         say(row["name"])
         known = row["sha256"]
-        digits = known if len(known) == 64 else f"starts with {known}"
+        digits = known if len(known) == 64 else tr("starts with {known}", known=known)
         if not known:
-            digits = (
-                f"shown on {row['page']}" if row["page"] else "nobody published it; #sha256=DIGITS at the end pins it"
-            )
-        _tell_facts(address=row["url"], sha256=digits, here=row["here"] or "not yet", path=row["path"], **row["usual"])
+            digits = tr("nobody published it; #sha256=DIGITS at the end pins it")
+            if row["page"]:
+                digits = tr("shown on {page}", page=row["page"])
+        _tell_facts(
+            address=row["url"], sha256=digits, here=row["here"] or tr("not yet"), path=row["path"], **row["usual"]
+        )
         if row["beside"]:
-            _tell_facts(beside=f"{row['beside']}, in the working folder or that of the script")
+            _tell_facts(beside=tr("{beside}, in the working folder or that of the script", beside=row["beside"]))
         _tell_facts(hand=f'curl -fL --create-dirs -C - -o "{row["path"]}" {row["url"]}')
         _tell_facts(then=f"kiln weights verify {row['name']}")
 
 
 def _tell_facts(**facts: str) -> None:
     for name, value in facts.items():
-        say(f"  { ({'hand': 'by hand', 'sha256': 'SHA-256'}.get(name, name)):<8} {value}")
+        say(f"  {label({'hand': 'by hand', 'sha256': 'SHA-256'}.get(name, name), 8)}{value}")
 
 
 _TELL = {

@@ -87,7 +87,7 @@ def split_source(
     if (given == "val").any():
         val_fraction = 0.0
     pool = np.flatnonzero(given == "train")
-    units = _Units(source, class_of, pool, seed)
+    units = Units(source, class_of, pool, seed)
     where = np.select([units.hashes < val_fraction, units.hashes < val_fraction + test_fraction], [1, 2], default=0)
     moved, too_small = units.fill(where, lend=val_fraction > 0)
     notes = [f"{counted(len(too_small), 'class')} too small to validate: {shown(too_small)}"] if too_small else []
@@ -96,32 +96,7 @@ def split_source(
     train, val, test = (np.flatnonzero(given == name) for name in SPLITS)
     lent = tuple(sorted(source.keys[index] for unit in moved for index in pool[units.members(unit)]))
     reached = {name: len(part) / max(len(source), 1) for name, part in zip(SPLITS, (train, val, test), strict=True)}
-    return Split(train, val, test, lent, reached, (*notes, *_parted_groups(source, given)))
-
-
-def fold_of(source: Source, class_of: Sequence[str], *, num_folds: int, seed: int = 0) -> NDArray[np.int64]:
-    """The fold of each sample, for cross-validation, by the same hash as `split_source`.
-
-    A class with at least two members (or groups) lies in at least two folds, so that each fold can be held out: if need
-    be its member with the lowest hash moves to the next fold.
-
-    Args:
-        source: the samples. Those of a given test split are in no fold.
-        class_of: one text per sample.
-        num_folds: at least 2.
-        seed: another seed is another cut.
-    Returns: (N,), 0 to num_folds - 1, or -1 for test.
-    Raises: UsageError: fewer than two folds.
-    """
-    if num_folds < 2:
-        raise UsageError("E102", f"num_folds = {num_folds}", expected="2 or more")
-    folds = np.full(len(source), -1, np.int64)
-    pool = np.array([i for i in range(len(source)) if source.splits is None or source.splits[i] != "test"], np.int64)
-    units = _Units(source, class_of, pool, seed)
-    where = (units.hashes * num_folds).astype(np.int64)
-    units.spread(where, num_folds)
-    folds[pool] = where[units.unit_of]
-    return folds
+    return Split(train, val, test, lent, reached, (*notes, *parted_groups(source, given)))
 
 
 def _check_fractions(val_fraction: float, test_fraction: float) -> None:
@@ -134,12 +109,14 @@ def _check_fractions(val_fraction: float, test_fraction: float) -> None:
         )
 
 
-class _Units:
+class Units:
     """What moves as one: a group, or a sample without a group.
 
     Attributes:
         hashes: (U,) float64 in [0, 1), one per unit.
         unit_of: (P,) the unit of each sample of the pool.
+        classes: of the members of each unit.
+        of_class: the units of each class, in the order of their hashes.
     """
 
     def __init__(self, source: Source, class_of: Sequence[str], pool: NDArray[np.int64], seed: int) -> None:
@@ -151,13 +128,13 @@ class _Units:
         self.unit_of = np.fromiter((number_of[text] for text in texts), np.int64, count=len(texts))
         keys = keys_of([f"split {seed} {text}" for text in number_of])
         self.hashes = (keys >> np.uint64(11)).astype(np.float64) * 2.0**-53
-        self._classes: list[set[str]] = [set() for _ in number_of]
-        self._of_class: dict[str, list[int]] = {}
+        self.classes: list[set[str]] = [set() for _ in number_of]
+        self.of_class: dict[str, list[int]] = {}
         for unit, name in zip(self.unit_of.tolist(), (class_of[int(index)] for index in pool), strict=True):
-            if name not in self._classes[unit]:
-                self._classes[unit].add(name)
-                self._of_class.setdefault(name, []).append(unit)
-        for units in self._of_class.values():
+            if name not in self.classes[unit]:
+                self.classes[unit].add(name)
+                self.of_class.setdefault(name, []).append(unit)
+        for units in self.of_class.values():
             units.sort(key=lambda unit: (self.hashes[unit], unit))
 
     def members(self, unit: int) -> NDArray[np.int64]:
@@ -169,41 +146,34 @@ class _Units:
 
         Returns: the units that moved, and the classes that cannot validate because nothing would be left to train.
         """
-        counts = Counter((name, int(where[unit])) for name, units in self._of_class.items() for unit in units)
+        counts = Counter((name, int(where[unit])) for name, units in self.of_class.items() for unit in units)
         moved: dict[int, None] = {}
 
         def move(unit: int, to: int) -> None:
-            for name in self._classes[unit]:
+            for name in self.classes[unit]:
                 counts[name, int(where[unit])] -= 1
                 counts[name, to] += 1
             where[unit] = to
             moved[unit] = None
 
         def can_leave(unit: int) -> bool:
-            return where[unit] == 0 and all(counts[name, 0] > 1 for name in self._classes[unit])
+            return where[unit] == 0 and all(counts[name, 0] > 1 for name in self.classes[unit])
 
-        for name in sorted(self._of_class):
+        for name in sorted(self.of_class):
             if not counts[name, 0]:
-                move(max(self._of_class[name], key=lambda unit: (where[unit] == 1, self.hashes[unit])), 0)
+                move(max(self.of_class[name], key=lambda unit: (where[unit] == 1, self.hashes[unit])), 0)
         too_small = []
-        for name in sorted(self._of_class):
+        for name in sorted(self.of_class):
             if lend and not counts[name, 1]:
-                lender = next(filter(can_leave, self._of_class[name]), None)
+                lender = next(filter(can_leave, self.of_class[name]), None)
                 if lender is None:
                     too_small.append(name)
                 else:
                     move(lender, 1)
         return list(moved), too_small
 
-    def spread(self, where: NDArray[np.int64], num_folds: int) -> None:
-        """Change `where` in place so that no class with two units or more lies in one fold alone."""
-        for name in sorted(self._of_class):
-            units = self._of_class[name]
-            if len(units) > 1 and len({int(where[unit]) for unit in units}) == 1:
-                where[units[0]] = (where[units[0]] + 1) % num_folds
 
-
-def _parted_groups(source: Source, split_of: NDArray[np.str_]) -> list[str]:
+def parted_groups(source: Source, split_of: NDArray[np.str_]) -> list[str]:
     """A note where the data's own splits part a group: a leak that is not ours to repair."""
     if source.groups is None:
         return []

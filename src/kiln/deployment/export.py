@@ -9,11 +9,13 @@ import logging
 import tempfile
 import warnings
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor, nn
 
 from kiln import __version__
 from kiln.errors import ArtifactError, MissingExtraError, UsageError
@@ -23,6 +25,8 @@ from kiln.models.normalize import Normalized
 from kiln.models.seal import OPEN_SEAL, seal, write_atomically
 from kiln.random import Purpose, bits
 from kiln.runtimes.onnx import KIND, STANDARD_DOMAINS, VERSION, OnnxRuntime
+from kiln.tasks import from_dict
+from kiln.tasks.decision import Decision
 
 TOLERANCE = 1e-4  # of logits, against the largest of them or 1
 PROTOBUF_LIMIT = 2**31 - 1
@@ -47,7 +51,7 @@ def export_onnx(file: ModelFile, output: Path, *, opset: int | None = None) -> f
         raise UsageError("E103", what, hint="kiln.load(MODEL) predicts with torch")
     spec = file.spec
     network = Normalized(file.model, spec.mean, spec.std, per_image=spec.per_image).cpu().eval()
-    proto = _trace(network, file, opset)
+    proto = _trace(WithProbabilities(network, file).eval(), file, opset)
     description = {
         "kind": KIND,
         "version": VERSION,
@@ -59,6 +63,7 @@ def export_onnx(file: ModelFile, output: Path, *, opset: int | None = None) -> f
         "classes": list(file.classes),
         "contract": file.contract.to_dict(),
         "task": file.task,
+        "decision": file.decision,
     }
     entry = proto.metadata_props.add()
     entry.key, entry.value = METADATA_KEY, json.dumps(description, ensure_ascii=False)
@@ -74,7 +79,29 @@ def export_onnx(file: ModelFile, output: Path, *, opset: int | None = None) -> f
     return difference
 
 
-def _trace(network: Normalized, file: ModelFile, opset: int | None) -> Any:
+ACTIVATIONS = {"softmax": partial(torch.softmax, dim=1), "sigmoid": torch.sigmoid}
+
+
+class WithProbabilities(nn.Module):
+    """A network whose second output is what its logits mean: calibrated probabilities, for programs that know no Kiln."""
+
+    scale: Tensor
+    bias: Tensor
+
+    def __init__(self, network: nn.Module, file: ModelFile) -> None:
+        super().__init__()
+        decision = Decision.from_dict(file.decision)
+        self.network, self._activation = network, ACTIVATIONS[from_dict(file.task).activation]
+        self.register_buffer("scale", torch.tensor(decision.scale or (1.0,)))
+        self.register_buffer("bias", torch.tensor(decision.bias or (0.0,)))
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Logits and probabilities (B, K) for images (B, C, H, W)."""
+        logits = self.network(images)
+        return logits, self._activation(logits * self.scale + self.bias)
+
+
+def _trace(network: nn.Module, file: ModelFile, opset: int | None) -> Any:
     try:
         import onnx  # noqa: F401
         import onnxruntime  # noqa: F401
@@ -89,7 +116,7 @@ def _trace(network: Normalized, file: ModelFile, opset: int | None) -> Any:
                 (images,),
                 dynamo=True,
                 input_names=["images"],
-                output_names=["logits"],
+                output_names=["logits", "probabilities"],
                 dynamic_shapes={"images": {0: torch.export.Dim("batch", min=1, max=1 << 16)}},
                 opset_version=opset,
                 external_data=False,

@@ -36,12 +36,19 @@ class Tracker:
         patience: stop after this many evaluations without an improvement; None never stops.
         min_delta: what counts as an improvement for patience must be larger than this; the best is the best regardless.
         higher_is_better: of plain numbers, and of metrics that do not say.
+        keep_last: ship the last weights and not the best ones.
     """
 
     def __init__(
-        self, monitor: str, *, patience: int | None = None, min_delta: float = 0.0, higher_is_better: bool = True
+        self,
+        monitor: str,
+        *,
+        patience: int | None = None,
+        min_delta: float = 0.0,
+        higher_is_better: bool = True,
+        keep_last: bool = False,
     ) -> None:
-        self.monitor, self.higher_is_better = monitor, higher_is_better
+        self.monitor, self.higher_is_better, self.keep_last = monitor, higher_is_better, keep_last
         self.patience, self.min_delta = patience, min_delta
         self.best: float | None = None
         self.best_step = 0
@@ -148,6 +155,11 @@ class State:
     def decide(self, what: str, **facts: Any) -> None:
         """Write an entry into the decision log; it is saved with the next checkpoint."""
         self.log.append({"step": self.step, "what": what, **facts})
+
+    @property
+    def kept_step(self) -> int:
+        """The step whose weights are the model so far: the best one, or the last where that ships; 0 before any."""
+        return self.step if self.tracker is None or self.tracker.keep_last else self.tracker.best_step
 
     def evaluated_model(self) -> nn.Module:
         """The weights that are evaluated, compete for best and ship: the average when there is one."""

@@ -8,9 +8,12 @@ from kiln.data.transform import TransformedImages, takes_rng
 from kiln.jobs.assemble import Training
 from kiln.jobs.intake import Intake
 from kiln.jobs.resolve import Settings
+from kiln.language import tr, word
+from kiln.language.patterns import translated
 from kiln.names import OBJECT
 from kiln.observe.memory import memory_in_use, state_by_part
 from kiln.observe.progress import Progress
+from kiln.observe.wording import amount
 from kiln.recipe.finetune_text import HEAD_MODES
 
 SHOWN = (
@@ -24,53 +27,71 @@ MOST_CLASSES_SHOWN = 8
 def describe(training: Training, settings: Settings, intake: Intake, progress: Progress) -> None:
     """Say what the run is about to do; every decision is also in `resolved.yaml`."""
     split, say = intake.split, progress.say
-    counts = ", ".join(f"{name} {len(part):,}" for name, part in split.parts().items() if len(part))
-    say(f"data       {intake.source.where}: {counted(len(intake.source), 'image')} ({counts})")
-    classes = f"{counted(len(intake.classes), 'class')}: {shown(intake.classes, MOST_CLASSES_SHOWN)}"
-    say(f"task       {intake.task.name}, {classes}")
+    counts = tr(", ").join(f"{word(name)} {len(part):,}" for name, part in split.parts().items() if len(part))
+    images = amount(len(intake.source), "image")
+    say(tr("data       {where}: {images} ({counts})", where=intake.source.where, images=images, counts=counts))
+    classes, named = amount(len(intake.classes), "class"), shown(intake.classes, MOST_CLASSES_SHOWN)
+    say(tr("task       {task}, {classes}: {named}", task=word(intake.task.name), classes=classes, named=named))
     if len(split.train) < len(intake.source) and "val" not in (intake.source.splits or ()):
-        reached = ", ".join(f"{name} {share:.1%}" for name, share in split.reached.items() if share)
-        say(f"split      cut by the hash of names, so roughly: {reached}")
+        reached = tr(", ").join(f"{word(name)} {share:.1%}" for name, share in split.reached.items() if share)
+        if settings.values["data.folds"]:
+            fold, folds = settings.values["data.fold"] or 1, settings.values["data.folds"]
+            say(tr("split      fold {fold} of {folds} is held out: {reached}", fold=fold, folds=folds, reached=reached))
+        else:
+            say(tr("split      cut by the hash of names, so roughly: {reached}", reached=reached))
     for note in (*intake.notes, *training.created.notes):
-        say(f"note       {note}")
+        say(tr("note       {note}", note=translated(note)))
     taking_part = len(training.batches.batches.sampler)
     if taking_part != len(split.train):
-        say(f"note       an epoch is {taking_part:,} of the {counted(len(split.train), 'training sample')}")
+        samples = amount(len(split.train), "training sample")
+        say(tr("note       an epoch is {taking_part:,} of the {samples}", taking_part=taking_part, samples=samples))
     if len(split.val) == 0:
-        say("note       nothing to validate on: the last weights are kept, and no best is chosen")
+        say(tr("note       nothing to validate on: the last weights are kept, and no best is chosen"))
     spec = training.created.spec
-    sizes = f"{spec.img_size} px, {counted(spec.channels, 'channel')}"
-    say(f"model      {spec.name}, {num_parameters(training)} parameters, {sizes}")
+    told = "model      {name}, {number} parameters, {img_size} px, {channels}"
+    channels = amount(spec.channels, "channel")
+    say(tr(told, name=spec.name, number=num_parameters(training), img_size=spec.img_size, channels=channels))
     for line in fine_tuning(training):
-        say(f"training   {line}")
+        say(tr("training   {what}", what=translated(line)))
     if settings.values["finetune.freeze_norm"] == "statistics" and (
         why := settings.reasons.get("finetune.freeze_norm")
     ):
-        say(f"decided    finetune.freeze_norm = statistics: {why}")
+        say(
+            tr(
+                "decided    {name} = {value}: {why}",
+                name="finetune.freeze_norm",
+                value="statistics",
+                why=translated(why),
+            )
+        )
     of_features = FEATURES if settings.values["finetune.mode"] in HEAD_MODES else ()
     for name in (*of_features, *SHOWN):
         if name in settings.reasons:
-            say(f"decided    {name} = {as_set(settings.values[name])}: {settings.reasons[name]}")
+            value, why = as_set(settings.values[name]), translated(settings.reasons[name])
+            say(tr("decided    {name} = {value}: {why}", name=name, value=value, why=why))
     epochs = training.total_steps / len(training.batches)
     length = f"{epochs:g} epoch{'' if epochs == 1 else 's'} of {counted(len(training.batches), 'step')}"
-    batch = counted(min(settings.values["training.batch_size"], len(split.train)), "image")
-    say(f"training   {length}, {batch} a step")
-    say(f"exactness  {exactness(training, settings)}")
+    batch = amount(min(settings.values["training.batch_size"], len(split.train)), "image")
+    say(tr("training   {length}, {batch} a step", length=translated(length), batch=batch))
+    say(tr("exactness  {promise}", promise=translated(exactness(training, settings))))
 
 
 def describe_use(training: Training, progress: Progress) -> None:
     """What the run took, at its end: memory by part, into `log.txt`; and steps that fp16 cost."""
     state = training.state
-    parts = [f"{name} {_mib(size)}" for name, size in state_by_part(state.model, state.optimizer).items()]
+    parts = [f"{word(name)} {_mib(size)}" for name, size in state_by_part(state.model, state.optimizer).items()]
     use = memory_in_use(state.device)
-    line = f"{', '.join(parts)}; process {_mib(use.resident_peak)} at most"
+    said = {"parts": tr(", ").join(parts), "peak": _mib(use.resident_peak)}
+    line = tr("{parts}; process {peak} at most", **said)
     if use.allocated_peak is not None and use.reserved is not None and use.fragmented is not None:
-        device = f"{_mib(use.allocated_peak)} at most, {_mib(use.reserved)} reserved, {_mib(use.fragmented)} in pieces"
-        line = f"{line}; device {device}"
-    progress.note_down(f"memory     {line}")
+        sizes = [_mib(size) for size in (use.allocated_peak, use.reserved, use.fragmented)]
+        told = "{line}; device {peak} at most, {reserved} reserved, {fragmented} in pieces"
+        line = tr(told, line=line, peak=sizes[0], reserved=sizes[1], fragmented=sizes[2])
+    progress.note_down(tr("memory     {line}", line=line))
     if training.step.scaler is not None:
-        steps, scale = counted(training.step.scaler.num_overflows, "step"), float(training.step.scaler.scale)
-        progress.say(f"fp16       {steps} skipped because a gradient overflowed; the loss scale is {scale:g}")
+        steps, scale = amount(training.step.scaler.num_overflows, "step"), float(training.step.scaler.scale)
+        told = "fp16       {steps} skipped because a gradient overflowed; the loss scale is {scale:g}"
+        progress.say(tr(told, steps=steps, scale=scale))
 
 
 def _mib(num_bytes: int) -> str:
@@ -104,7 +125,12 @@ def proofs(training: Training) -> list[str]:
     """What was proved of the frozen part when training ended."""
     state = training.state
     return [
-        f"frozen     {entry['tensors']} tensors are as they were when {entry['stage']} began: SHA-256 {entry['sha256']}"
+        tr(
+            "frozen     {tensors} tensors are as they were when {stage} began: SHA-256 {digest}",
+            tensors=entry["tensors"],
+            stage=translated(entry["stage"]),
+            digest=entry["sha256"],
+        )
         for entry in state.log
         if entry["what"] == "frozen_unchanged" and entry["step"] == state.step
     ]

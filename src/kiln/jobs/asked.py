@@ -24,7 +24,7 @@ SHORT_NAMES = {
     "checkpoint_every": "checkpoint.every",
 }
 
-FIELDS_OF_OBJECTS = ("loss.name", "schedule.name", "data.collate")
+FIELDS_OF_OBJECTS = ("loss.name", "schedule.name", "data.collate", "training.monitor", "training.metrics")
 """Fields that take the user's own code as an object too."""
 
 
@@ -63,6 +63,8 @@ def _as_text(name: str, value: Any) -> Any:
     """A path, or the user's own code as an object, as the text by which a recipe names it."""
     if isinstance(value, os.PathLike):
         return os.fspath(value)
+    if name in FIELDS_OF_OBJECTS and isinstance(value, list | tuple):
+        return tuple(_as_text(name, one) for one in value)
     return name_of(value) if name in FIELDS_OF_OBJECTS and callable(value) else value
 
 

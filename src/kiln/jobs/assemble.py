@@ -26,11 +26,12 @@ from kiln.engine.state import State, Tracker
 from kiln.engine.step import Step
 from kiln.engine.strategy import Strategy
 from kiln.engine.supervised import supervised
-from kiln.errors import DataError, UsageError
+from kiln.errors import DataError
 from kiln.jobs.batches import assemble_batches
 from kiln.jobs.criterion import LossState, make_loss
 from kiln.jobs.features import KeptFeatures, keep_features
 from kiln.jobs.finetuning import adapt_, make_stages, make_starting_point
+from kiln.jobs.further_metrics import further_metrics
 from kiln.jobs.intake import Intake
 from kiln.jobs.optimization import make_average, make_clip, make_optimizer, make_sam
 from kiln.jobs.resolve import Settings
@@ -41,7 +42,7 @@ from kiln.models.create import Created
 from kiln.models.normalize import Normalized
 from kiln.models.outputs import main_and_auxiliary
 from kiln.names import STRATEGIES, resolve
-from kiln.optim.schedules import Plateau, Schedule
+from kiln.optim.schedules import Schedule
 from kiln.pixels import PixelContract
 from kiln.recipe.duration import Duration
 from kiln.runtimes import BATCH_SIZE
@@ -114,7 +115,9 @@ def assemble(settings: Settings, intake: Intake, strategy: Strategy, *, resuming
         step.forward_loss = with_penalty(step.forward_loss, start.penalty)
     clock = Clock(total_steps, steps_per_epoch, timetable.evaluate_every_steps)
     schedule, state.plateau = make_schedule(settings, clock, validates=validator is not None)
-    _check_monitor(settings, intake, state.plateau)
+    further = further_metrics(settings, intake, state.plateau)
+    if validator is not None:
+        validator.further = further
     _read_elsewhere(settings)
     settings.require_all_read()
     return Training(
@@ -167,6 +170,7 @@ class Validator:
         keeps = isinstance(images, ContractImages | KeptImages) and images.contract.resize == "keep"
         self._assembler = Assembler(images, intake.targets, pad if keeps else None)
         self.features: EvaluationFeatures | None = None
+        self.further: tuple[str, ...] = ()
 
     def __call__(self, state: State) -> Mapping[str, Metric]:
         """Metrics of the weights that would ship. Each sample counts once."""
@@ -188,7 +192,10 @@ class Validator:
         outputs = collect_outputs(forward, batches, device=state.device, strategy=self._strategy)
         if outputs is None:
             raise DataError("E202", "no validation file can be read")
-        return self._intake.task.metrics(outputs.logits, outputs.targets, self._intake.classes)
+        task, classes = self._intake.task, self._intake.classes
+        found = task.metrics(outputs.logits, outputs.targets, classes)
+        further = task.metrics(outputs.logits, outputs.targets, classes, intervals=False, names=self.further)
+        return {**found, **further}
 
 
 def uint8_forward(model: nn.Module, created: Created, transformed: bool, device: torch.device) -> Callable[..., Tensor]:
@@ -251,27 +258,11 @@ def _timetable(settings: Settings, total_steps: int, steps_per_epoch: int) -> tu
     patience = settings["training.patience"]
     evaluations = None if patience is None else max(1, -(-steps(patience) // eval_every))
     return timetable, Tracker(
-        settings["training.monitor"], patience=evaluations, min_delta=settings["training.min_delta"]
+        settings["training.monitor"],
+        patience=evaluations,
+        min_delta=settings["training.min_delta"],
+        keep_last=settings["training.keep"] == "last",
     )
-
-
-def _check_monitor(settings: Settings, intake: Intake, plateau: Plateau | None) -> None:
-    """Hold that the metrics that decide exist, and that there is something to decide on.
-
-    Raises: UsageError: it does not, or settings about validation have no effect.
-    """
-    monitor, patience = settings["training.monitor"], settings["training.patience"]
-    if len(intake.split.val) == 0:
-        asked = [f"training.patience = {patience}"] if patience is not None else []
-        asked += [f"training.monitor = {monitor}"] if "training.monitor" not in settings.reasons else []
-        if asked:
-            what = f"{' and '.join(asked)} without effect: there is nothing to validate on"
-            raise UsageError("E103", what, hint="leave it out, or set data.val_fraction or a folder called val apart")
-    no_logits = np.zeros((1, intake.task.num_outputs(intake.classes)), np.float32)
-    names = list(intake.task.metrics(no_logits, intake.targets[:1], intake.classes, intervals=False))
-    for field, name in (("training.monitor", monitor), ("plateau: monitor", plateau and plateau.monitor)):
-        if name and name not in names:
-            raise UsageError("E101", f"{field} = {name!r}", got=name, choices=names)
 
 
 def _read_elsewhere(settings: Settings) -> None:
@@ -283,6 +274,8 @@ def _read_elsewhere(settings: Settings) -> None:
 CONSUMED_ELSEWHERE = (
     *("data.path", "data.root", "data.path_column", "data.label_column", "data.split_column", "data.group_column"),
     *("data.class_names", "data.decisions", "data.val_fraction", "data.test_fraction"),  # jobs/intake.py, as the next
+    *("data.folds", "data.fold"),
     *("task.name", "task.separator"),
-    *("run.output", "run.name", "checkpoint.keep", "model.trust"),  # jobs/train.py
+    *("run.output", "run.name", "run.report", "checkpoint.keep", "model.trust"),  # jobs/train.py and jobs/finish.py
+    *("answers.calibration", "answers.wanted_accuracy", "answers.wanted_coverage", "answers.max_unfamiliarity"),
 )

@@ -38,6 +38,7 @@ def evaluate(
     bad_files: str = "error",
     runtime: str = "auto",
     trust: Sequence[str] = (),
+    tta: str | Sequence[str] = "none",
     output: str | os.PathLike[str] | None = None,
 ) -> dict[str, Any]:
     """Measure a model on labelled images, each number with its 95 % interval.
@@ -56,6 +57,7 @@ def evaluate(
         bad_files: `error` stops at an unreadable file, `skip` leaves it out and counts it.
         runtime: `auto`, `torch` or `onnx`.
         trust: code that the model file may name.
+        tta: views of each image whose probabilities are averaged; `views` of `kiln.load`.
         output: also write the result there, as JSON.
     Returns: metrics by name, `intervals`, `n`, `skipped`, `per_class`, `confusion`, `notes`.
     Raises: DataError: classes that the model does not know, an unreadable file, an empty split.
@@ -65,12 +67,8 @@ def evaluate(
     if bad_files not in BAD_FILES:
         raise UsageError("E101", f"bad_files = {bad_files!r}", got=bad_files, choices=BAD_FILES)
     path = model.path if isinstance(model, Run) else Path(model)
-    predictor = load(path, device=device, runtime=runtime, trust=trust)
-    run = Run(path) if (path / RECIPE).is_file() else None
-    source, notes = _source(path, run, data)
-    names, name_notes = _names(predictor, source)
-    targets = predictor.task.encode(source.labels or (), predictor.classes, given=names)
-    indices, split_notes = _indices(run, source, split)
+    predictor = load(path, device=device, runtime=runtime, trust=trust, views=tta)
+    source, indices, targets, notes = samples_of(predictor, path, data, split=split)
     measured = measure(
         predictor,
         source,
@@ -86,11 +84,33 @@ def evaluate(
         "data": source.where,
         "split": split,
         **measured.to_dict(),
-        "notes": [*notes, *name_notes, *split_notes, *_absent_classes(predictor, source, indices, names)],
+        "notes": notes,
     }
     if output is not None:
         write_atomically(Path(output), json.dumps(result, indent=1).encode())
     return result
+
+
+def samples_of(
+    predictor: Predictor, path: Path, data: Any, *, split: str
+) -> tuple[Source, NDArray[np.int64], NDArray[Any], list[str]]:
+    """Labelled samples for a model: of the run that it came from, or of other data.
+
+    Args:
+        predictor: the model.
+        path: of its run or file.
+        data: as for `evaluate`.
+        split: one of `SPLITS`.
+    Returns: the source, which of its samples, targets for all of them, and what to tell.
+    Raises: as `evaluate`.
+    """
+    run = Run(path) if (path / RECIPE).is_file() else None
+    source, notes = _source(path, run, data)
+    names, name_notes = _names(predictor, source)
+    targets = predictor.task.encode(source.labels or (), predictor.classes, given=names)
+    indices, split_notes = _indices(run, source, split)
+    absent = _absent_classes(predictor, source, indices, names)
+    return source, indices, targets, [*notes, *name_notes, *split_notes, *absent]
 
 
 def _workers(asked: int | None) -> int:

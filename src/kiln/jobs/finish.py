@@ -6,37 +6,50 @@ import csv
 import io
 import shlex
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
-from kiln.data.source import Source
-from kiln.data.storage import counted
 from kiln.errors import DataError
 from kiln.jobs.announce import proofs
 from kiln.jobs.assemble import Training
+from kiln.jobs.calibrate import Wanted, fit_decision
 from kiln.jobs.intake import Intake
-from kiln.jobs.measure import Measured, measure
+from kiln.jobs.measure import Measured, collect, judge
+from kiln.jobs.report import write_report
 from kiln.jobs.resolve import Settings
+from kiln.jobs.results import write_results
+from kiln.language import tr, word
+from kiln.language.patterns import translated
+from kiln.language.width import label
+from kiln.models.modelfile import set_decision
+from kiln.observe.outputs import KeptOutputs, SplitOutputs
 from kiln.observe.progress import Progress
 from kiln.observe.records import write_summary
-from kiln.observe.wording import describe_metrics
-from kiln.run import BAD_FILES, DONE, MODEL, PREDICTIONS, RESULT, Run, set_status, write_atomically, write_json
-from kiln.runtimes import BATCH_SIZE, Predictor, load
+from kiln.observe.wording import amount, describe_metrics
+from kiln.reports.card import write_card
+from kiln.run import BAD_FILES, DONE, MODEL, Run, set_status, write_atomically
+from kiln.runtimes import BATCH_SIZE, load
+from kiln.tasks import Task
+from kiln.tasks.decision import Decision
 
 
 def finish(folder: Path, training: Training, intake: Intake, settings: Settings, progress: Progress) -> None:
-    """Measure the model file on validation and test, and write what was found."""
+    """Read the model file back, calibrate it on validation, measure it there and on test, and write what was found."""
     state = training.state
     for line in proofs(training):
         progress.say(line)
-    predictor = load(
-        folder / MODEL, device=str(state.device), trust=tuple(settings["model.trust"]) + _own_code(training)
-    )
+    trust = (*settings["model.trust"], *_trusted(settings))
+    predictor = load(folder / MODEL, device=str(state.device), trust=trust)
+    further = () if training.validator is None else training.validator.further
+    decision = Decision()
+    said: dict[str, SplitOutputs] = {}
     measured: dict[str, Measured] = {}
     for split, indices in (("val", intake.split.val), ("test", intake.split.test)):
         if len(indices):
-            progress.say(f"measuring the best model on {split}, {counted(len(indices), 'image')}")
+            images = amount(len(indices), "image")
+            progress.say(tr("measuring the best model on {split}, {images}", split=word(split), images=images))
             try:
-                measured[split] = measure(
+                said[split], bad_files = collect(
                     predictor,
                     intake.source,
                     indices,
@@ -48,22 +61,65 @@ def finish(folder: Path, training: Training, intake: Intake, settings: Settings,
                 )
             except DataError as error:
                 raise _after_training(error, folder, split) from error
-            progress.say(f"{split:<6} {describe_metrics(measured[split].plain_metrics())}")
-    result = {
+            if split == "val":
+                decision = _decided(said[split], predictor.task, settings, progress)
+            found = judge(
+                predictor.task, predictor.classes, decision, said[split], bad_files=bad_files, further=further
+            )
+            progress.say(label(split) + describe_metrics(found.plain_metrics()))
+            measured[split] = found
+    digest = set_decision(folder / MODEL, decision.to_dict())
+    kept = KeptOutputs(predictor.classes, predictor.task.to_dict(), decision.to_dict(), digest, said)
+    facts = {
         "step": state.step,
-        "best_step": state.tracker.best_step if state.tracker else state.step,
+        "best_step": state.kept_step,
         "reason": state.stop_reason or "done",
-        "metrics": {split: found.plain_metrics() for split, found in measured.items()},
-        "details": {split: found.details for split, found in measured.items()},
         "skipped": {split: found.skipped for split, found in measured.items()},
     }
-    if measured:
-        write_predictions(folder / PREDICTIONS, list(measured.values())[-1], intake.source, predictor)
-    found_at_the_end = [row for split in measured.values() for row in split.bad_files]
+    write_results(folder, kept, measured, facts)
+    found_at_the_end = [row for found in measured.values() for row in found.bad_files]
     write_bad_files(folder, all_bad(folder, [*training.bad_files.rows(), *found_at_the_end]))
     write_summary(folder, Run(folder).metrics())
-    write_json(folder / RESULT, "result", result)
     set_status(folder, DONE, step=state.step, reason=state.stop_reason or "done")
+    if settings["run.report"]:
+        _write_pages(Run(folder), intake, trust, progress)
+
+
+def _write_pages(run: Run, intake: Intake, trust: Sequence[str], progress: Progress) -> None:
+    """The report and the card. The training is done and stands, whatever goes wrong here; it is said."""
+    progress.say(tr("writing the report"))
+    try:
+        write_card(run)
+        write_report(run, source=intake.source, trust=trust)
+    except Exception as error:  # noqa: BLE001 (hours of training do not end in a traceback over a page)
+        what = f"{type(error).__name__}: {error}".splitlines()[0]
+        command = f"kiln report {shlex.quote(str(run.path))}"
+        progress.say(tr("note   the report could not be written: {what}; try {command}", what=what, command=command))
+
+
+def _decided(said: SplitOutputs, task: Task, settings: Settings, progress: Progress) -> Decision:
+    """How the model's outputs become answers, fitted on validation and told."""
+    wanted = Wanted(
+        method=settings["answers.calibration"],
+        accuracy=settings["answers.wanted_accuracy"],
+        coverage=settings["answers.wanted_coverage"],
+        max_unfamiliarity=settings["answers.max_unfamiliarity"],
+    )
+    try:
+        decision = fit_decision(task, said.logits, said.targets, wanted, split="val")
+    except DataError as error:  # the training is done and stands: what was wanted of its answers cannot be had
+        told = "note   answers.wanted_accuracy = {accuracy} cannot be had: {what}; {expected}"
+        what, expected = translated(error.what), translated(error.expected)
+        progress.say(tr(told, accuracy=wanted.accuracy, what=what, expected=expected))
+        decision = fit_decision(task, said.logits, said.targets, replace(wanted, accuracy=None), split="val")
+    fitted = decision.fitted
+    if fitted["method"] != "none":
+        how = tr("{method} scaling", method=word(fitted["method"]))
+        if len(decision.scale) == 1:
+            how = tr("temperature {value:.3g}", value=1 / decision.scale[0])
+        told = "calibrated on val: {how}, log loss of unseen samples {before:.3f} -> {after:.3f}"
+        progress.say(tr(told, how=how, before=fitted["loss_before"], after=fitted["loss_after"]))
+    return decision
 
 
 def _after_training(error: DataError, folder: Path, split: str) -> DataError:
@@ -78,23 +134,10 @@ def _after_training(error: DataError, folder: Path, split: str) -> DataError:
     )
 
 
-def _own_code(training: Training) -> tuple[str, ...]:
+def _trusted(settings: Settings) -> tuple[str, ...]:
     """The user typed the model's name in this very run, so the file that it made may name it."""
-    name = training.created.spec.name
+    name = settings["model.name"]
     return (name,) if ":" in name else ()
-
-
-def write_predictions(path: Path, measured: Measured, source: Source, predictor: Predictor) -> None:
-    """Write `predictions.csv`: the sample, its label, what the model says, and how sure it is."""
-    text = io.StringIO(newline="")
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["key", "label", "predicted", "probability"])
-    probabilities = predictor.task.probabilities(measured.outputs.logits)
-    for index, row in zip(measured.outputs.indices.tolist(), probabilities, strict=True):
-        said = predictor.task.decode(row, predictor.classes, top_k=1)
-        label = source.labels[index] if source.labels is not None else ""
-        writer.writerow([source.keys[index], label, said.label, repr(said.probability)])
-    write_atomically(path, text.getvalue().encode("utf-8", "surrogateescape"))
 
 
 def write_bad_files(folder: Path, rows: Sequence[tuple[str, str, str, str]]) -> None:

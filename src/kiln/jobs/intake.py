@@ -16,6 +16,7 @@ from kiln.data import listing
 from kiln.data.audit import BadFile, check_headers
 from kiln.data.checks.decisions import apply_decisions
 from kiln.data.checks.quick import quick_check, quick_notes
+from kiln.data.folds import fold_split
 from kiln.data.source import Source, open_source
 from kiln.data.split import Split, split_source
 from kiln.data.storage import counted, shown
@@ -84,13 +85,7 @@ def take_in(recipe: Recipe, data: Any, *, moved: str = "") -> Intake:
     task = tasks.choose(labels, name=recipe.task.name, separator=recipe.task.separator)
     classes = _class_names(task, source, labels)
     targets = task.encode(labels, classes, given=source.class_names)
-    split = split_source(
-        source,
-        task.strata(labels),
-        val_fraction=recipe.data.val_fraction,
-        test_fraction=recipe.data.test_fraction,
-        seed=recipe.training.seed,
-    )
+    split = _split(source, task.strata(labels), recipe)
     if len(split.train) == 0:
         raise DataError(
             "E204", f"{source.where} has no training samples", hint="a folder called train, or fewer held out"
@@ -99,6 +94,17 @@ def take_in(recipe: Recipe, data: Any, *, moved: str = "") -> Intake:
     if not moved:  # a run that is resumed was told when it began
         notes += _looked_at(task, source, labels, split, classes)
     return Intake(source, task, classes, targets, split, tuple(notes))
+
+
+def _split(source: Source, strata: Sequence[str], recipe: Recipe) -> Split:
+    """The split that a recipe asks for; with folds, that of its own, or of the first where a verb only looks at the data."""
+    test_fraction, seed = recipe.data.test_fraction, recipe.training.seed
+    if recipe.data.folds:
+        fold = recipe.data.fold or 1
+        return fold_split(
+            source, strata, fold=fold, num_folds=recipe.data.folds, test_fraction=test_fraction, seed=seed
+        )
+    return split_source(source, strata, val_fraction=recipe.data.val_fraction, test_fraction=test_fraction, seed=seed)
 
 
 def _class_names(task: tasks.Task, source: Source, labels: Sequence[str]) -> tuple[str, ...]:

@@ -20,6 +20,7 @@ import psutil
 
 from kiln.errors import DistributedError, UsageError, family_of
 from kiln.jobs.signals import STOPS, preempted
+from kiln.language import VARIABLE, current
 from kiln.observe.progress import Progress
 from kiln.recipe import Recipe
 from kiln.recipe.duration import Duration
@@ -69,7 +70,7 @@ def launch(
     command += [f"--nproc-per-node={recipe.run.processes}", "-m", "kiln", "resume", str(place)]
     command += [f"--set={name}={json.dumps(_plain(value))}" for name, value in (changes or {}).items()]
     command += ([f"--extend={extend}"] if extend else []) + (["--quiet"] if progress.quiet else [])
-    environment = {**os.environ, LAUNCHED: "1", "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
+    environment = {**os.environ, LAUNCHED: "1", VARIABLE: current(), "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
     environment.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // recipe.run.processes)))
     with locked(folder):  # only to see that it is free: the first of the processes holds the lock while it trains
         set_status(folder, RUNNING)

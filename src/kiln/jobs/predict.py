@@ -29,6 +29,7 @@ def predict(
     device: str = "auto",
     runtime: str = "auto",
     trust: Sequence[str] = (),
+    tta: str | Sequence[str] = "none",
     output: str | os.PathLike[str] | None = None,
     format: str | None = None,  # noqa: A002 - the flag's name
     tell: Callable[[str], None] | None = None,
@@ -45,15 +46,17 @@ def predict(
         device: where to compute.
         runtime: `auto`, `torch` or `onnx`.
         trust: code that the model file may name.
+        tta: views of each image whose probabilities are averaged; `views` of `kiln.load`.
         output: also write the rows there; its ending tells the format.
         format: `csv`, `json` or `parquet`.
         tell: called with what was found and left out on the way, such as files that are no images.
     Returns: a dict per input, in the order of the list or table, else of the keys: `key`, `label`, `probability`,
-        `top` (name, probability) when `top_k` > 1, and `error`, None for a readable image.
+        `top` (name, probability) when `top_k` > 1, `unfamiliarity` (None where the model cannot tell), `refused` (`unsure`
+        or `unfamiliar` where the answer is withheld and `label` empty), and `error`, None for a readable image.
     Raises: DataError: nothing to predict.
     """
     kind = _format(output, format)
-    predictor = load(model, device=device, runtime=runtime, trust=trust)
+    predictor = load(model, device=device, runtime=runtime, trust=trust, views=tta)
     inputs = list(inputs) if isinstance(inputs, Iterator) else inputs
     source = open_source(inputs, labelled=False)
     if source.transformed:
@@ -70,8 +73,12 @@ def predict(
             "key": key,
             "label": said.label,
             "probability": said.probability,
+            "unfamiliarity": said.unfamiliarity,
+            "refused": said.refused or None,
             "error": said.error or None,
         }
+        if said.refused:
+            row["label"] = None
         if said.error:
             row |= {"label": None, "probability": None}
         if top_k > 1:
@@ -135,7 +142,7 @@ def _flat(row: dict[str, Any], top_k: int) -> dict[str, Any]:
         pairs = [*row["top"], *[(None, None)] * (top_k - len(row["top"]))]
         for rank, (name, probability) in enumerate(pairs, 1):
             flat |= {f"label_{rank}": name, f"probability_{rank}": probability}
-    return {**flat, "error": row["error"]}
+    return {**flat, **{name: row[name] for name in ("unfamiliarity", "refused", "error")}}
 
 
 def _write_csv(path: Path, rows: Sequence[dict[str, Any]], top_k: int) -> None:

@@ -91,6 +91,10 @@ def resolve(recipe: Recipe, intake: Intake, *, world_size: int = 1) -> Settings:
     _resolve_finetune(settings, world_size)
     _resolve_rates(settings)
     settings.values["task.name"] = intake.task.name
+    if settings.asks("training.keep") and settings.values["data.folds"]:
+        settings.decide("training.keep", "last", "chosen on its own fold, a model would be measured too well there")
+    elif settings.asks("training.keep"):
+        settings.values["training.keep"] = "best"
     if settings.asks("training.monitor"):
         settings.decide("training.monitor", intake.task.monitor, "the task's own")
     return settings

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import subprocess
 import sys
 from contextlib import suppress
 from importlib.metadata import version
@@ -74,7 +75,7 @@ class Saver:
 
     def _write(self, state: State) -> None:
         root = self.folder / CHECKPOINTS
-        best_step = state.tracker.best_step if state.tracker else state.step
+        best_step = state.kept_step
         checkpoint.write_checkpoint(root, state.step, state.state(), about={**self.about, "best_step": best_step})
         if best_step == state.step:
             self._publish(state.evaluated_model(), state)
@@ -90,9 +91,9 @@ class Saver:
         return steps
 
     def _publish(self, model: torch.nn.Module, state: State) -> None:
-        tracker, step = state.tracker, state.tracker.best_step if state.tracker else state.step
+        tracker = None if state.tracker is None or state.tracker.keep_last else state.tracker
         best = {
-            "step": step,
+            "step": state.kept_step,
             "monitor": tracker.monitor if tracker else None,
             "value": tracker.best if tracker else None,
         }
@@ -112,13 +113,16 @@ class Saver:
         write_json(self.folder / BEST, "best", best)
 
     def publish_again(self, state: State) -> None:
-        """After a resume: make the model file that of the best step, where a crash left a later one or none."""
-        if self.training.strategy.rank != 0 or state.tracker is None or not state.tracker.best_step:
+        """After a resume: make the model file that of the step to keep, where a crash left another one or none."""
+        if self.training.strategy.rank != 0 or not state.kept_step:
             return
         published = read_json(self.folder / BEST, kind="best")["step"] if (self.folder / BEST).exists() else None
-        if published == state.tracker.best_step and (self.folder / MODEL).exists():
+        if published == state.kept_step and (self.folder / MODEL).exists():
             return
-        path = checkpoint.folder_of(self.folder / CHECKPOINTS, state.tracker.best_step)
+        if state.kept_step == state.step:
+            self._publish(state.evaluated_model(), state)
+            return
+        path = checkpoint.folder_of(self.folder / CHECKPOINTS, state.kept_step)
         tree = checkpoint.read_checkpoint(path).tree
         model = state.evaluated_model()
         kept = {name: tensor.clone() for name, tensor in model.state_dict().items()}
@@ -141,7 +145,21 @@ def environment() -> dict[str, Any]:
         },
         "machine": {"platform": platform.platform(), "processor": torch.backends.cpu.get_cpu_capability()},
         "allocator": os.environ.get(ALLOCATOR, ""),
+        "commit": _commit(),
     }
+
+
+def _commit() -> str | None:
+    """The git commit of the folder that the command was called in, and whether its files were changed since."""
+    answers = []
+    for question in ("rev-parse HEAD", "status --porcelain --untracked-files=no"):
+        try:
+            done = subprocess.run(["git", *question.split()], capture_output=True, text=True, timeout=10, check=True)
+        except (OSError, subprocess.SubprocessError):
+            return None
+        answers.append(done.stdout.strip())
+    commit, changed = answers
+    return f"{commit}, with changes" if changed else commit
 
 
 def bitwise_conditions(training: Training, settings: Any) -> dict[str, Any]:

@@ -63,11 +63,19 @@ def _handling(handle: Callable[[str], None]) -> Iterator[None]:
             signal.signal(getattr(signal, name), previous)
 
 
-def preempted(reason: str, *, step: int, folder: str) -> Preempted:
-    """The error that leaves with status 75, or 130 after Ctrl-C."""
+def preempted(reason: str, *, step: int, folder: str, fold: int = 0) -> Preempted:
+    """The error that leaves with status 75, or 130 after Ctrl-C.
+
+    Args:
+        reason: the signal's name.
+        step: that was reached.
+        folder: of the run.
+        fold: the one that was trained, where it is a run of folds.
+    """
+    what = f"stopped by {reason} at step {step} of fold {fold}" if fold else f"stopped by {reason} at step {step}"
     error = Preempted(
         "E801",
-        f"stopped by {reason} at step {step}",
+        what,
         kept=f"everything, in {folder}",
         hint=f"kiln resume {shlex.quote(folder)}",
     )

@@ -6,7 +6,7 @@ import os
 import shlex
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, closing, nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,6 @@ from torch.random import fork_rng
 
 from kiln.data.fingerprint import record
 from kiln.data.split import write_split_csv
-from kiln.data.storage import counted
 from kiln.engine import checkpoint
 from kiln.engine.fit import fit
 from kiln.engine.state import State
@@ -27,14 +26,19 @@ from kiln.jobs.asked import asked_for
 from kiln.jobs.assemble import Training, assemble, make_strategy, wrap_for_processes
 from kiln.jobs.extend import extended_schedule, extension
 from kiln.jobs.finish import all_bad, finish, write_bad_files
+from kiln.jobs.folds import is_folds, train_folds
 from kiln.jobs.intake import Intake, check_headers_of, refuse_bad_headers, stem_of, take_in
 from kiln.jobs.recorded import changes_of, find_run, recorded_settings
 from kiln.jobs.resolve import Settings, resolve
 from kiln.jobs.save import Saver, bitwise_conditions, environment
 from kiln.jobs.signals import STOPS, Interrupted, heeding_signals, preempted, stopping_at_once
+from kiln.language import tr
+from kiln.language.patterns import translated
 from kiln.observe.memory import expand_segments
 from kiln.observe.progress import Progress, make
 from kiln.observe.records import MetricsLog, write_summary
+from kiln.observe.stopwatch import Stopwatch
+from kiln.observe.wording import amount
 from kiln.recipe import Recipe
 from kiln.recipe.duration import Duration
 from kiln.recipe.trust import code_names, require_trust
@@ -48,6 +52,7 @@ from kiln.run import (
     PREEMPTED,
     RECIPE,
     RESOLVED,
+    SPEED,
     SPLIT,
     Run,
     begin,
@@ -100,6 +105,11 @@ def train(
             raise UsageError("E103", f"{folder} was trained on objects, which it cannot open again", hint=hint)
         if not launch.is_launched():  # then the process that launched this one has seen to it
             require_trust(recipe, typed, named_by=str(folder / RECIPE))
+        if is_folds(recipe):
+            if extend is not None:
+                what = f"extend = {extend} of a run of folds"
+                raise UsageError("E103", what, hint=f"kiln resume {folder}/fold-1 --extend {extend}, and so on")
+            return train_folds(recipe, data, progress, train=train, folder=folder, changes=changed)
         if recipe.run.processes > 1 and launch.world_size() == 1:
             return launch.launch(named or folder, recipe, changes=changed, extend=extend, progress=progress)
         return _resume(folder, recipe, data, progress=progress, named=named, extend=extend)
@@ -107,6 +117,9 @@ def train(
         raise UsageError("E103", f"extend = {extend} needs a run to go on with", hint="--resume auto or --resume RUN")
     if data is None and recipe.data.path is None:
         raise UsageError("E103", "no data: nothing to train on", hint="kiln train photos/")
+    if is_folds(recipe):
+        stem = f"{_stem(recipe.data.path if data is None else data, recipe.model.name)}-folds"
+        return train_folds(recipe, data, progress, train=train, stem=stem)
     if recipe.run.processes > 1 and launch.world_size() == 1:
         stem = _stem(recipe.data.path, recipe.model.name)
         folder = new_folder(Path(recipe.run.output), recipe.run.name, stem=stem)
@@ -189,6 +202,7 @@ class _Session:
     intake: Intake
     progress: Progress
     strategy: Strategy
+    stopwatch: Stopwatch = field(default_factory=Stopwatch)
 
     def run(self, *, named: Path | None, extend: str | None) -> Run:
         """Train what is left, then measure the best model; whatever stops it is in the status.
@@ -203,11 +217,11 @@ class _Session:
             with naming_lost_peers(self.strategy):
                 return self._train(named, extend)
         except Preempted as stop:
-            self.progress.note_down(f"stopped    {stop.what}")
+            self.progress.note_down(tr("stopped    {what}", what=translated(stop.what)))
             raise
         except KilnError as error:
             self._set_status(FAILED, reason=error.what, code=error.code)
-            self.progress.note_down(f"failed     {error.code}: {error}")
+            self.progress.note_down(tr("failed     {code}: {error}", code=error.code, error=error.render()))
             raise
         except Exception as error:
             self._set_status(FAILED, reason=f"{type(error).__name__}: {error}")
@@ -258,6 +272,7 @@ class _Session:
             first_step=state.step,
             names=self.intake.source.keys,
         )
+        self.stopwatch = Stopwatch()
         with heeding_signals(state), closing(log) if log is not None else nullcontext():
             try:
                 self._loop(training, saver, log)
@@ -279,7 +294,7 @@ class _Session:
             return None
         found = found or checkpoint.read_checkpoint(checkpoint.folder_of(root, step))
         for line in found.passed_over:
-            self.progress.say(f"damaged checkpoint set aside: {line}")
+            self.progress.say(tr("damaged checkpoint set aside: {line}", line=translated(line)))
         return found
 
     def _restore(self, state: State, found: checkpoint.Checkpoint, about: Mapping[str, Any], *, is_main: bool) -> None:
@@ -288,17 +303,19 @@ class _Session:
             tree = {**tree, "parts": {name: part for name, part in tree["parts"].items() if name != "metrics_log"}}
         state.load_state(tree)
         if is_main and (self.folder / METRICS).stat().st_size < tree["parts"]["metrics_log"]["bytes"]:
-            self.progress.say(f"{METRICS} is shorter than it was at step {state.step}: lines are missing")
+            told = "{name} is shorter than it was at step {step}: lines are missing"
+            self.progress.say(tr(told, name=METRICS, step=state.step))
         changed = [name for name in about if about[name] != found.about.get(name)]
-        exactness = f"E1 (these differ: {', '.join(changed)})" if changed else "E2, bit for bit"
-        self.progress.say(f"resumed at step {state.step}; exactness {exactness}")
+        exact = tr("E1 (these differ: {names})", names=", ".join(changed)) if changed else tr("E2, bit for bit")
+        self.progress.say(tr("resumed at step {step}; exactness {exact}", step=state.step, exact=exact))
 
     def _check_files(self) -> None:
         settings = self.settings
         bad = check_headers_of(self.intake.source, self.intake.split, max_pixels=settings.values["data.max_pixels"])
         if bad:
             write_bad_files(self.folder, [(file.key, file.split, file.reason, file.detail) for file in bad])
-            self.progress.say(f"bad files  {counted(len(bad), 'file')} cannot be read: {self.folder / BAD_FILES}")
+            files, table = amount(len(bad), "file"), self.folder / BAD_FILES
+            self.progress.say(tr("bad files  {files} cannot be read: {table}", files=files, table=table))
         refuse_bad_headers(
             bad,
             self.intake.split,
@@ -366,6 +383,7 @@ class _Session:
             log(event)
             if isinstance(event, Saved):
                 write_summary(self.folder, Run(self.folder).metrics())
+        self.stopwatch(event)
         self.progress(event)
 
     def _leave(self, training: Training) -> Run:
@@ -379,6 +397,7 @@ class _Session:
             strategy.gather(None)  # nobody leaves before that is written: torchrun ends the others with the first
             raise preempted(reason, step=state.step, folder=str(self.folder))
         if strategy.rank == 0:
+            write_json(self.folder / SPEED, "speed", self.stopwatch.facts(state.device))
             finish(self.folder, training, self.intake, self.settings, self.progress)
             describe_use(training, self.progress)
         return Run(self.folder)

@@ -11,7 +11,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from kiln.errors import DataError, NumericError
-from kiln.metrics.intervals import bootstrap
+from kiln.metrics import counts
+from kiln.metrics.counts import share
 
 Floats = NDArray[np.float64]
 
@@ -79,7 +80,7 @@ def confusion_matrix(targets: ArrayLike, predictions: ArrayLike, num_classes: in
 
 def accuracy(confusion: NDArray[np.int64]) -> float:
     """The share of samples whose class was told."""
-    return float(np.trace(confusion) / confusion.sum())
+    return float(counts.accuracy(counts.of_confusion(confusion)))
 
 
 def precision_recall_f1(confusion: NDArray[np.int64]) -> tuple[Floats, Floats, Floats]:
@@ -89,18 +90,17 @@ def precision_recall_f1(confusion: NDArray[np.int64]) -> tuple[Floats, Floats, F
 
 def shares(hits: NDArray, predicted: NDArray, actual: NDArray) -> tuple[Floats, Floats, Floats]:
     """Precision, recall and F1 from counts of any shape: hits, all that were predicted, all that there are."""
-    return _share(hits, predicted), _share(hits, actual), _share(2 * hits, predicted + actual)
+    return share(hits, predicted), share(hits, actual), share(2 * hits, predicted + actual)
 
 
 def balanced_accuracy(confusion: NDArray[np.int64]) -> float:
     """The mean recall of the classes that have samples."""
-    support = confusion.sum(axis=1)
-    return float((np.diag(confusion)[support > 0] / support[support > 0]).mean())
+    return float(counts.balanced_accuracy(counts.of_confusion(confusion)))
 
 
 def f1_macro(confusion: NDArray[np.int64]) -> float:
     """The mean F1 of the classes that have samples or predictions."""
-    return float(macro_f1(np.diag(confusion), confusion.sum(axis=0), confusion.sum(axis=1)))
+    return float(counts.f_beta(counts.of_confusion(confusion)))
 
 
 def macro_f1(hits: NDArray, predicted: NDArray, actual: NDArray) -> Floats:
@@ -112,28 +112,4 @@ def macro_f1(hits: NDArray, predicted: NDArray, actual: NDArray) -> Floats:
         actual: (..., K).
     """
     occurs = (predicted + actual) > 0
-    return _share(_share(2 * hits, predicted + actual).sum(axis=-1), occurs.sum(axis=-1))
-
-
-def f1_macro_interval(confusion: NDArray[np.int64], *, seed: int = 0) -> tuple[float, float]:
-    """95 % interval of `f1_macro`, resampled within each true class."""
-    # Cells in column order, so that what was predicted of each class is the sum of one run of cells.
-    columns, rows = np.nonzero(confusion.T)
-    first_of_column = np.flatnonzero(np.diff(columns, prepend=-1))
-    predicted_classes = columns[first_of_column]
-    diagonal = np.flatnonzero(rows == columns)
-    num_classes, actual = len(confusion), confusion.sum(axis=1)
-
-    def statistic(drawn: NDArray[np.int64]) -> Floats:
-        predicted = np.zeros((len(drawn), num_classes))
-        predicted[:, predicted_classes] = np.add.reduceat(drawn, first_of_column, axis=1)
-        hits = np.zeros((len(drawn), num_classes))
-        hits[:, rows[diagonal]] = drawn[:, diagonal]
-        return macro_f1(hits, predicted, actual)
-
-    return bootstrap(confusion[rows, columns], statistic, strata=rows, seed=seed)
-
-
-def _share(part: ArrayLike, whole: ArrayLike) -> Floats:
-    part, whole = np.asarray(part, np.float64), np.asarray(whole, np.float64)
-    return np.divide(part, whole, out=np.zeros(np.broadcast_shapes(part.shape, whole.shape)), where=whole > 0)
+    return share(share(2 * hits, predicted + actual).sum(axis=-1), occurs.sum(axis=-1))

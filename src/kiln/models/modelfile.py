@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from kiln import __version__
 from kiln.errors import ArtifactError, UsageError
 from kiln.models.create import create_model
+from kiln.models.ensemblefile import ENSEMBLE, set_ensemble_decision
 from kiln.models.family import HUB
 from kiln.models.load import refuse_nan, strip_wrappers
 from kiln.models.modelheader import KIND, METADATA_KEY, VERSION, check_version, read_header
@@ -29,12 +30,15 @@ from kiln.models.seal import ANOTHER_COPY, OPEN_SEAL, seal, verify_seal, write_a
 from kiln.models.spec import ModelSpec
 from kiln.pixels import PixelContract, PixelError
 
-__all__ = ["ModelFile", "check_version", "read_header", "read_model", "save_model"]
+__all__ = ["ModelFile", "check_version", "read_header", "read_model", "save_model", "set_decision"]
 
 
 @dataclass
 class ModelFile:
-    """A model and everything needed to use it. `task` is what `kiln.tasks.from_dict` takes."""
+    """A model and everything needed to use it.
+
+    `task` is what `kiln.tasks.from_dict` takes, `decision` what `kiln.tasks.decision.Decision.from_dict` does.
+    """
 
     model: nn.Module
     spec: ModelSpec
@@ -43,6 +47,7 @@ class ModelFile:
     task: dict[str, Any]
     extra: dict[str, Any] = field(default_factory=dict)
     digest: str = ""
+    decision: dict[str, Any] = field(default_factory=dict)
 
 
 def save_model(
@@ -54,6 +59,7 @@ def save_model(
     contract: PixelContract,
     task: Mapping[str, Any],
     extra: Mapping[str, Any] | None = None,
+    decision: Mapping[str, Any] | None = None,
 ) -> str:
     """Write a model file: the old file stays until the new one is complete.
 
@@ -65,6 +71,7 @@ def save_model(
         contract: how a file becomes the model's input.
         task: from `task.to_dict()`.
         extra: any JSON values: the step, metrics, where it comes from.
+        decision: how its outputs become answers, from `Decision.to_dict()`.
 
     Returns: the SHA-256 of the file (with its seal open), which is also in it.
     Raises: ResourceError (E401): it cannot be written. ArtifactError (E304): a weight is NaN.
@@ -83,10 +90,30 @@ def save_model(
         "task": dict(task),
         "aliases": aliases,
         "extra": dict(extra or {}),
+        "decision": dict(decision or {}),
     }
+    return _write(Path(path), tensors, description)
+
+
+def set_decision(path: str | Path, decision: Mapping[str, Any]) -> str:
+    """Change nothing of a model file but how its outputs become answers.
+
+    Returns: the new digest.
+    Raises: as `read_model`, and ResourceError (E401): it cannot be written.
+    """
+    path = Path(path)
+    if path.name == ENSEMBLE:
+        return set_ensemble_decision(path, decision)
+    header = read_header(path)
+    verify_seal(path)
+    description = {**header, "seal": OPEN_SEAL, "decision": dict(decision)}
+    return _write(path, safetensors.torch.load_file(path), description)
+
+
+def _write(path: Path, tensors: Mapping[str, Tensor], description: Mapping[str, Any]) -> str:
     text = json.dumps(description, ensure_ascii=False)
-    payload, digest = seal(safetensors.torch.save(tensors, metadata={METADATA_KEY: text}))
-    write_atomically(Path(path), payload)
+    payload, digest = seal(safetensors.torch.save(dict(tensors), metadata={METADATA_KEY: text}))
+    write_atomically(path, payload)
     return digest
 
 
@@ -145,7 +172,7 @@ def read_model(path: str | Path, *, trusted: Sequence[str] = ()) -> ModelFile:
     tensors |= {name: tensors[other] for name, other in header["aliases"].items() if other in tensors}
     _load_exactly_(made.model, tensors, path)
     task, extra = dict(header["task"]), dict(header["extra"])
-    return ModelFile(made.model.eval(), spec, classes, contract, task, extra, digest)
+    return ModelFile(made.model.eval(), spec, classes, contract, task, extra, digest, dict(header.get("decision", {})))
 
 
 def _described(header: Mapping[str, Any], path: Path) -> tuple[ModelSpec, PixelContract, tuple[str, ...]]:

@@ -197,6 +197,12 @@ def memory_in_use(device: torch.device) -> MemoryInUse:
     )
 
 
+def peak_memory_mib(device: torch.device) -> float:
+    """The most that was held so far: by torch's allocator on an accelerator, by the process on a CPU."""
+    use = memory_in_use(device)
+    return round((use.resident_peak if use.allocated_peak is None else use.allocated_peak) / 2**20, 1)
+
+
 def _resident_peak(process: Any) -> int:
     if sys.platform == "win32":
         return process.peak_wset

@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import TextIO
 
 from kiln.events import EpochDone, Evaluated, Event, Skipped, StageBegan, StepDone, Stopped
+from kiln.language import tr, word
+from kiln.language.patterns import translated
 from kiln.observe.records import plain
 from kiln.observe.wording import describe_metric, headline
 from kiln.redact import redact
@@ -92,12 +94,15 @@ class Progress:
                 self._epoch = None
             case Skipped():
                 shown = ", ".join(self._names[i] if i < len(self._names) else str(i) for i in event.indices[:10])
-                self.say(f"step {event.step} skipped: {event.reason}" + (f" (samples {shown})" if shown else ""))
+                line = tr("step {step} skipped: {reason}", step=event.step, reason=translated(event.reason))
+                self.say(line + (tr(" (samples {shown})", shown=shown) if shown else ""))
             case StageBegan():
-                trained = f"{event.num_trainable:,} of {event.num_parameters:,} parameters"
-                self.say(f"step {event.step}: {event.trains} is trained now, {trained}; the frozen rest had not moved")
+                told = "step {step}: {part} is trained now, {trained:,} of {total:,} parameters; the frozen rest had not moved"
+                trained, total = event.num_trainable, event.num_parameters
+                self.say(tr(told, step=event.step, part=translated(event.trains), trained=trained, total=total))
             case Stopped() if event.reason == "early_stop":
-                self.say(f"stopped early at step {event.step}: no better validation for as long as patience allows")
+                told = "stopped early at step {step}: no better validation for as long as patience allows"
+                self.say(tr(told, step=event.step))
             case _:
                 pass
 
@@ -114,10 +119,16 @@ class Progress:
         done = event.step / self._total_steps
         full, empty = "█░" if "utf" in (self.stream.encoding or "utf-8").lower() else "#."
         bar = full * int(24 * done) + empty * (24 - int(24 * done))
-        epoch = event.step / self._steps_per_epoch
-        line = (
-            f"{bar} {done:4.0%}  epoch {epoch:.2f}/{self._total_steps / self._steps_per_epoch:g}"
-            f"  loss {float(event.loss):.4f}  lr {event.lr:.2e}  {rate:,.0f} img/s  {eta} left"
+        line = tr(
+            "{bar} {done:4.0%}  epoch {epoch:.2f}/{epochs:g}  loss {loss:.4f}  lr {lr:.2e}  {rate:,.0f} img/s  {eta} left",
+            bar=bar,
+            done=done,
+            epoch=event.step / self._steps_per_epoch,
+            epochs=self._total_steps / self._steps_per_epoch,
+            loss=float(event.loss),
+            lr=event.lr,
+            rate=rate,
+            eta=eta,
         )
         self.stream.write("\r\x1b[K" + line[: _columns(self.stream) - 1])
         self.stream.flush()
@@ -130,18 +141,19 @@ class Progress:
 
     def _line(self, event: EpochDone | Evaluated) -> str:
         """The end of an epoch, an evaluation, or both in one."""
-        parts = [f"epoch {event.step / self._steps_per_epoch:4.4g}/{self._total_steps / self._steps_per_epoch:g}"]
+        epoch, epochs = event.step / self._steps_per_epoch, self._total_steps / self._steps_per_epoch
+        parts = [tr("epoch {epoch:4.4g}/{epochs:g}", epoch=epoch, epochs=epochs)]
         if self._epoch is not None:
-            parts.append(f"train loss {self._epoch.train_loss:.4f}")
+            parts.append(tr("train loss {loss:.4f}", loss=self._epoch.train_loss))
         if isinstance(event, Evaluated):
             shown = {name: plain(event.metrics[name]) for name in headline(event.metrics)}
             said = [
                 describe_metric(name, metric["value"] if name == "loss" else metric) for name, metric in shown.items()
             ]
-            parts.append(f"{event.split} {', '.join(said)}")
-        parts += [f"{self._rate():,.0f} img/s", f"{self._eta(event.step)} left"]
+            parts.append(f"{word(event.split)} {tr(', ').join(said)}")
+        parts += [tr("{rate:,.0f} img/s", rate=self._rate()), tr("{eta} left", eta=self._eta(event.step))]
         if isinstance(event, Evaluated) and event.is_best:
-            parts.append("best")
+            parts.append(tr("best"))
         return "  ".join(parts)
 
     def _rate(self) -> float:

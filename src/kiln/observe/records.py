@@ -73,8 +73,9 @@ class MetricsLog:
 
 
 def plain(metric: Any) -> dict[str, Any]:
-    """A metric for JSON."""
-    return {"value": metric.value, "low": metric.low, "high": metric.high, "n": metric.n}
+    """A metric for JSON, which knows no NaN: the value is None where it does not exist."""
+    value = None if metric.value != metric.value else metric.value
+    return {"value": value, "low": metric.low, "high": metric.high, "n": metric.n}
 
 
 def write_summary(folder: Path, lines: Sequence[Mapping[str, Any]]) -> None:

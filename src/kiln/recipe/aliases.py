@@ -119,6 +119,8 @@ MAPPED: dict[str, Alias] = {
     "fraction": Alias("data.train_fraction"),
     "mean": Alias("model.mean", num_values=3),
     "std": Alias("model.std", num_values=3),
+    "kfold": Alias("data.folds"),
+    "n-splits": Alias("data.folds"),
     "no-aug": Alias("augment.policy", _switch("none", None), bare="true"),
     "lr0": Alias("optim.lr"),
     "learning-rate": Alias("optim.lr"),

@@ -43,11 +43,33 @@ def find_contradictions(values: Mapping[str, Any], defaults: Mapping[str, Any]) 
         *_not_rising(values),
         *_too_much(values),
         *_sizes_that_differ(values),
+        *_two_thresholds(values),
+        *_folds(values, defaults),
         *find_optim_problems(values, defaults),
         *find_loss_problems(values, defaults),
         *find_finetune_problems(values, defaults),
         *find_schedule_problems(values, defaults),
     ]
+
+
+def _two_thresholds(values: Mapping[str, Any]) -> Iterator[Problem]:
+    accuracy, coverage = values["answers.wanted_accuracy"], values["answers.wanted_coverage"]
+    if accuracy is not None and coverage is not None:
+        what = (
+            f"answers.wanted_accuracy = {accuracy} and answers.wanted_coverage = {coverage}: one threshold serves one"
+        )
+        yield Problem("E103", what, expected="one of them")
+
+
+def _folds(values: Mapping[str, Any], defaults: Mapping[str, Any]) -> Iterator[Problem]:
+    folds, fold = values["data.folds"], values["data.fold"]
+    if folds == 1:
+        yield Problem("E102", "data.folds = 1", expected="2 or more, or 0 for none")
+    if fold is not None and fold > folds:
+        yield Problem("E103", f"data.fold = {fold} with data.folds = {folds}", expected="a fold from 1 to data.folds")
+    if folds and values["data.val_fraction"] != defaults["data.val_fraction"]:
+        what = f"data.val_fraction = {values['data.val_fraction']} has no effect with data.folds = {folds}"
+        yield Problem("E103", what, expected="one of them: a fold is what its model is validated on")
 
 
 def _without_effect(values: Mapping[str, Any], defaults: Mapping[str, Any]) -> Iterator[Problem]:

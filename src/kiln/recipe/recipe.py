@@ -42,6 +42,7 @@ class Recipe:
     optim: s.Optim
     schedule: s.Schedule
     training: s.Training
+    answers: s.Answers
     checkpoint: s.Checkpoint
     run: s.RunPlace
 

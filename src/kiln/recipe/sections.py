@@ -89,6 +89,10 @@ class Data(Section):
     test_fraction: ShareBelowOne = option(
         0.0, "Share of the training samples to set apart for the final test; 0 sets none apart."
     )
+    folds: CountInt = option(
+        0, "Cross-validation: train so many models, each without its own part of the samples, which it is measured on."
+    )
+    fold: PositiveInt | None = option(None, "With data.folds: train the model of this fold alone, counted from 1.")
     bad_files: Literal["error", "skip"] = option(
         "error", "An unreadable validation or test file: stop, or skip and count it (in training its weight is 0)."
     )
@@ -338,14 +342,38 @@ class Training(Section):
         "When a plain mean of the weights at the end of each epoch begins, which is evaluated from then on.",
         units=SHARE_UNITS,
     )
-    monitor: str = option("auto", "Validation metric that decides the best model; auto takes the task's own.")
+    monitor: str = option(
+        "auto", "Validation metric that decides the best model, by name or module:name; auto takes the task's own."
+    )
+    metrics: tuple[str, ...] = option((), "Further metrics to compute at each validation, by name or module:name.")
     patience: Duration | None = option(
         None, "Stop after this long without a better validation metric.", units=SHARE_UNITS
     )
     min_delta: NonNegativeFloat = option(0.0, "A better validation metric is one that is better by more than this.")
+    keep: Auto | Literal["best", "last"] = option(
+        "auto", "Which weights are the run's model: the best on validation, or the last; auto is best, with folds last."
+    )
     drop_last: Auto | bool = option("auto", "Leave the last, smaller batch of an epoch out.")
     seed: CountInt = option(0, "The number from which all randomness follows.")
     eval_every: Duration = option(Duration(1, "ep"), "How often to validate.", units=SHARE_UNITS)
+
+
+@section
+class Answers(Section):
+    """How sure the trained model says it is, and when it says that it does not know."""
+
+    calibration: Literal["temperature", "vector", "none"] = option(
+        "temperature", "What makes probabilities true, fitted on validation: one factor, one for each class, or none."
+    )
+    wanted_accuracy: Annotated[float, Interval(gt=0, lt=1)] | None = option(
+        None, "Answer only where that share of answers is right on validation, with a margin for chance."
+    )
+    wanted_coverage: Annotated[float, Interval(gt=0, le=1)] | None = option(
+        None, "Answer that share of images, the surest ones."
+    )
+    max_unfamiliarity: Annotated[float, Interval(gt=0, lt=1)] | None = option(
+        None, "Answer no image that is less familiar than that share of the validation images."
+    )
 
 
 @section
@@ -364,6 +392,7 @@ class RunPlace(Section):
 
     output: str = option("runs", "Folder that holds the run folders.", how=True)
     name: str | None = option(None, "Name of the run folder; without one, data, model and time make it.", how=True)
+    report: bool = option(True, "Write report.html and MODEL_CARD.md when the training is done.", how=True)
     device: str = option("auto", "Device to compute on: auto, cpu, cuda, mps, xpu.", how=True)
     strategy: Literal["auto", "single", "ddp"] = option("auto", "How processes share the work.", how=True)
     processes: PositiveInt = option(1, "Processes that train together on this machine.", how=True)
@@ -385,6 +414,7 @@ SECTIONS: dict[str, type[Section]] = {
     "optim": Optim,
     "schedule": Schedule,
     "training": Training,
+    "answers": Answers,
     "checkpoint": Checkpoint,
     "run": RunPlace,
 }

@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-import base64
-import io
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jinja2
-from PIL import Image
 
 from kiln.data.checks.findings import KEEP, KINDS, Finding, Findings, Place
-from kiln.data.checks.looks import small_image
 from kiln.data.source import Source
-from kiln.errors import DataError
-from kiln.pixels import MAX_PIXELS, PixelError
+from kiln.pixels import MAX_PIXELS
+from kiln.reports.album import Album
 
 TEMPLATE = "check_page.html.jinja"
 MOST_CASES = 30
@@ -24,7 +20,6 @@ MOST_CASES = 30
 MOST_PICTURES = 6
 """Pictures shown of one case."""
 MOST_CLASSES = 60
-_PICTURE_PX = 200
 
 
 class Picture(NamedTuple):
@@ -63,15 +58,26 @@ class Section(NamedTuple):
     with_pictures: bool
 
 
-def check_page(findings: Findings, source: Source | None, *, max_pixels: int = MAX_PIXELS) -> str:
+def check_page(
+    findings: Findings,
+    source: Source | None,
+    *,
+    max_pixels: int = MAX_PIXELS,
+    title: str = "Check",
+    table: str = "check.csv",
+    most_cases: int = MOST_CASES,
+) -> str:
     """Write the page: self-contained, without scripts, light or dark as the reader's system is.
 
     Args:
         findings: of the check.
         source: where the pictures come from; without one there are none.
         max_pixels: larger images are not shown.
+        title: what was done.
+        table: name of the file that has all the rows.
+        most_cases: shown of one kind.
     """
-    album = _Album(source, max_pixels)
+    album = Album(source, max_pixels)
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
         autoescape=True,
@@ -82,48 +88,22 @@ def check_page(findings: Findings, source: Source | None, *, max_pixels: int = M
     return environment.get_template(TEMPLATE).render(
         findings=findings,
         splits=[(name or "all", count) for name, count in findings.sizes.items()],
-        sections=[_section(code, findings, album) for code in findings.counts],
+        title=title,
+        table=table,
+        sections=[_section(code, findings, album, most_cases) for code in findings.counts],
         classes=_classes(findings),
         most_classes=MOST_CLASSES,
     )
 
 
-class _Album:
-    """Makes a small picture of a sample, once."""
-
-    def __init__(self, source: Source | None, max_pixels: int) -> None:
-        self._source = source
-        self._max_pixels = max_pixels
-        self._index = {key: index for index, key in enumerate(source.keys)} if source is not None else {}
-        self._made: dict[str, str] = {}
-
-    def image(self, key: str) -> str:
-        if key not in self._made:
-            self._made[key] = self._make(key)
-        return self._made[key]
-
-    def _make(self, key: str) -> str:
-        if self._source is None or key not in self._index:
-            return ""
-        try:
-            data = self._source.read(self._index[key])
-            image = small_image(data, at_least_px=_PICTURE_PX, max_pixels=self._max_pixels)
-        except (PixelError, DataError):
-            return ""
-        image.thumbnail((_PICTURE_PX, _PICTURE_PX), Image.Resampling.BILINEAR)
-        file = io.BytesIO()
-        image.save(file, "JPEG", quality=80)
-        return f"data:image/jpeg;base64,{base64.b64encode(file.getvalue()).decode()}"
-
-
-def _section(code: str, findings: Findings, album: _Album) -> Section:
+def _section(code: str, findings: Findings, album: Album, most_cases: int) -> Section:
     kind, found = KINDS[code], findings.of(code)
-    cases = [_case(finding, findings, album) for finding in found[:MOST_CASES]]
+    cases = [_case(finding, findings, album) for finding in found[:most_cases]]
     pictures = any(case.pictures for case in cases)
     return Section(code, kind.severity, kind.title, kind.advice, len(found), cases, pictures)
 
 
-def _case(finding: Finding, findings: Findings, album: _Album) -> Case:
+def _case(finding: Finding, findings: Findings, album: Album) -> Case:
     decisions: Sequence[str] = finding.decisions or (KEEP,) * len(finding.keys)
     samples = [
         (findings.places.get(key, Place("", "")), key, decision)

@@ -45,6 +45,8 @@ class OnnxRuntime:
         self.device = "cuda" if self._session.get_providers()[0].startswith("CUDA") else "cpu"
         self.classes = tuple(description["classes"])
         self.task: dict[str, Any] = description["task"]
+        self.decision: dict[str, Any] = description.get("decision", {})
+        self.digest = str(description.get("parent", ""))
         try:
             self.contract = PixelContract.from_dict(description["contract"])
         except PixelError as error:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -16,6 +17,7 @@ from PIL import Image
 from kiln.errors import DataError, UsageError
 from kiln.pixels import PixelContract, PixelError, stack_padded
 from kiln.tasks import Prediction, from_dict
+from kiln.tasks.decision import Decision
 
 OneImage = str | os.PathLike[str] | bytes | Image.Image | NDArray[np.uint8]
 BATCH_SIZE = 32
@@ -31,6 +33,8 @@ class Runtime(Protocol):
     classes: tuple[str, ...]
     contract: PixelContract
     task: Mapping[str, Any]
+    decision: Mapping[str, Any]
+    digest: str
 
     def logits(self, images: NDArray[np.uint8], sizes: NDArray[np.int64] | None = None) -> NDArray[np.float32]:
         """Logits (B, K) for images (B, C, H, W); padded ones come with their `sizes` (B, 2)."""
@@ -46,6 +50,8 @@ class Predictor:
         classes: names, in the order of the outputs.
         contract: how a file becomes the model's input.
         task: how logits become a decision.
+        decision: calibration, and when an answer is withheld.
+        digest: of the model file.
         runtime: what runs the network.
     """
 
@@ -54,6 +60,9 @@ class Predictor:
         self.classes = runtime.classes
         self.contract = runtime.contract
         self.task = from_dict(runtime.task)
+        self.decision = Decision.from_dict(runtime.decision)
+        self.decision.require_width(self.task.num_outputs(self.classes))
+        self.digest = runtime.digest
 
     def __repr__(self) -> str:
         size = f"{self.contract.width}x{self.contract.height}"
@@ -81,6 +90,26 @@ class Predictor:
         if len(images) == 0:
             return np.empty((0, self.task.num_outputs(self.classes)), np.float32)
         return self.runtime.logits(np.ascontiguousarray(images))
+
+    def probabilities(self, logits: NDArray[Any]) -> NDArray[np.float64]:
+        """(N, K) calibrated probabilities for logits (N, K)."""
+        return self.task.probabilities(self.decision.calibrated(logits))
+
+    def decide(self, logits: NDArray[Any], *, top_k: int = 1) -> list[Prediction]:
+        """What logits (N, K) say, one prediction for each row; some may be withheld."""
+        probabilities = self.probabilities(logits)
+        unfamiliarity = self.decision.unfamiliarity(probabilities)
+        said = [self.task.decode(row, self.classes, top_k=top_k) for row in probabilities]
+        refused = self.decision.refusals([one.probability for one in said], unfamiliarity)
+        return [
+            replace(
+                one,
+                unfamiliarity=None if unfamiliarity is None else float(unfamiliarity[row]),
+                refused=reason,
+                **({"label": "", "labels": ()} if reason else {}),
+            )
+            for row, (one, reason) in enumerate(zip(said, refused, strict=True))
+        ]
 
     def predict(
         self,
@@ -133,16 +162,16 @@ class Predictor:
 
     def _answer(self, read: list[NDArray[np.uint8] | str], top_k: int) -> Iterator[Prediction]:
         good = [pixels for pixels in read if not isinstance(pixels, str)]
-        rows: Iterator[NDArray[np.float64]] = iter(())
+        said: Iterator[Prediction] = iter(())
         if good:
             keeps = self.contract.resize == "keep"
             stacked, sizes = stack_padded(good) if keeps else (np.stack(good), None)
-            rows = iter(self.task.probabilities(self.logits(stacked.transpose(0, 3, 1, 2), sizes)))
+            said = iter(self.decide(self.logits(stacked.transpose(0, 3, 1, 2), sizes), top_k=top_k))
         for pixels in read:
             if isinstance(pixels, str):
                 yield Prediction(label="", labels=(), probability=0.0, top=(), error=pixels)
             else:
-                yield self.task.decode(next(rows), self.classes, top_k=top_k)
+                yield next(said)
 
     def _read(self, image: OneImage | Callable[[], OneImage]) -> NDArray[np.uint8] | str:
         """The model's input (H, W, C), or why there is none."""

@@ -30,6 +30,7 @@ class TorchRuntime:
         file = model if isinstance(model, ModelFile) else read_model(model, trusted=trusted)
         self.device = str(target)
         self.classes, self.contract, self.task = file.classes, file.contract, file.task
+        self.decision, self.digest = file.decision, file.digest
         self.model = file.model
         spec = file.spec
         self._network = Normalized(file.model, spec.mean, spec.std, per_image=spec.per_image).to(target).eval()

@@ -12,8 +12,10 @@ from numpy.typing import NDArray
 
 from kiln.errors import ArtifactError
 from kiln.metrics import Metric
+from kiln.metrics.calibration import Calibration, Method
 from kiln.names import TASKS, load_object, resolve
 from kiln.tasks.prediction import Prediction
+from kiln.tasks.scoring import Names
 
 __all__ = ["Prediction", "Task", "choose", "detect", "from_dict", "get"]
 
@@ -27,6 +29,8 @@ class Task(Protocol):
     def monitor(self) -> str: ...  # noqa: D102
     @property
     def loss(self) -> str: ...  # noqa: D102
+    @property
+    def activation(self) -> str: ...  # noqa: D102
     def class_names(self, labels: Sequence[str], given: tuple[str, ...] | None = None) -> tuple[str, ...]: ...  # noqa: D102
     def occurring(self, labels: Sequence[str], given: tuple[str, ...] | None = None) -> frozenset[str]: ...  # noqa: D102
     def encode(  # noqa: D102
@@ -39,6 +43,15 @@ class Task(Protocol):
     def class_counts(self, targets: NDArray[Any], num_outputs: int) -> NDArray[np.int64]: ...  # noqa: D102
     def prior_logits(self, counts: NDArray[np.int64], num_samples: int) -> NDArray[np.float64]: ...  # noqa: D102
     def probabilities(self, logits: NDArray) -> NDArray[np.float64]: ...  # noqa: D102
+    def calibrate(self, logits: NDArray, targets: NDArray, *, method: Method = "temperature") -> Calibration: ...  # noqa: D102
+    def pooled(self, logits: NDArray, weights: NDArray) -> NDArray[np.float64]: ...  # noqa: D102
+    def log_likelihoods(self, logits: NDArray, targets: NDArray) -> NDArray[np.float64]: ...  # noqa: D102
+    def confidence(self, probabilities: NDArray) -> NDArray[np.float64]: ...  # noqa: D102
+    def correct(self, probabilities: NDArray, targets: NDArray) -> NDArray[np.bool_]: ...  # noqa: D102
+    def given_labels(self, probabilities: NDArray) -> NDArray[np.bool_]: ...  # noqa: D102
+    def true_labels(self, targets: NDArray, num_outputs: int) -> NDArray[np.bool_]: ...  # noqa: D102
+    def sample_scores(self, logits: NDArray, targets: NDArray) -> dict[str, NDArray[np.float64]]: ...  # noqa: D102
+    def metric_names(self, num_classes: int) -> tuple[str, ...]: ...  # noqa: D102
     def metrics(  # noqa: D102
         self,
         logits: NDArray,
@@ -48,6 +61,8 @@ class Task(Protocol):
         weights: NDArray | None = None,
         seed: int = 0,
         intervals: bool = True,
+        names: Names = None,
+        groups: NDArray | None = None,
     ) -> dict[str, Metric]: ...
     def details(  # noqa: D102
         self, logits: NDArray, targets: NDArray, classes: tuple[str, ...], *, weights: NDArray | None = None

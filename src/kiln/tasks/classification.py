@@ -10,11 +10,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kiln.errors import DataError
-from kiln.metrics import Metric, bootstrap_mean, mean_of_shares, wilson
+from kiln.metrics import Metric
 from kiln.metrics import classification as metrics
+from kiln.metrics.calibration import Calibration, Method, fit_softmax
+from kiln.metrics.measures import Groups, How
+from kiln.metrics.pooling import pool_softmax
+from kiln.metrics.reliability import reliability
+from kiln.tasks import class_metrics
 from kiln.tasks.labels import check_number, sort_names, to_names, unknown_labels
 from kiln.tasks.prediction import Prediction, likeliest
-from kiln.tasks.scoring import counted, score, table_row
+from kiln.tasks.scoring import Names, counted, curve_row, measured, table_row
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -26,6 +31,7 @@ class Classification:
 
     name: ClassVar[str] = "classification"
     monitor: ClassVar[str] = "accuracy"
+    activation: ClassVar[str] = "softmax"
     loss: ClassVar[str] = "cross_entropy"
 
     def class_names(self, labels: Sequence[str], given: tuple[str, ...] | None = None) -> tuple[str, ...]:
@@ -97,6 +103,45 @@ class Classification:
         """Softmax over the last axis, in float64."""
         return metrics.softmax(logits)
 
+    def calibrate(self, logits: NDArray, targets: NDArray, *, method: Method = "temperature") -> Calibration:
+        """Fit a scale (and bias) of logits (N, K) on held-out samples; see `kiln.metrics.calibration`."""
+        return fit_softmax(logits, targets, method=method)
+
+    def pooled(self, logits: NDArray, weights: NDArray) -> NDArray[np.float64]:
+        """(N, K) logits of the weighted mean of the probabilities of several models; see `kiln.metrics.pooling`."""
+        return pool_softmax(logits, weights)
+
+    def log_likelihoods(self, logits: NDArray, targets: NDArray) -> NDArray[np.float64]:
+        """(N,) log of the probability that calibrated logits (N, K) give to the truth."""
+        return -metrics.log_losses(logits, targets)
+
+    def confidence(self, probabilities: NDArray) -> NDArray[np.float64]:
+        """(N,) how sure each decision is: the highest probability of each row (N, K)."""
+        return probabilities.max(axis=1)
+
+    def correct(self, probabilities: NDArray, targets: NDArray) -> NDArray[np.bool_]:
+        """(N,) whether each decision is right."""
+        return probabilities.argmax(axis=1) == targets
+
+    def given_labels(self, probabilities: NDArray) -> NDArray[np.bool_]:
+        """(N, K) which labels each decision gives: one for each row (N, K)."""
+        return self.true_labels(probabilities.argmax(axis=1), probabilities.shape[1])
+
+    def true_labels(self, targets: NDArray, num_outputs: int) -> NDArray[np.bool_]:
+        """(N, K) which labels are true, for targets (N,)."""
+        return np.asarray(targets)[:, None] == np.arange(num_outputs)
+
+    def sample_scores(self, logits: NDArray, targets: NDArray) -> dict[str, NDArray[np.float64]]:
+        """The metrics that are means over samples, by name: (N,) of each, for calibrated logits (N, K)."""
+        ranks, truth = metrics.ranks(logits, targets), self.true_labels(targets, logits.shape[1])
+        top5 = {"top5_accuracy": (ranks < 5).astype(np.float64)} if logits.shape[1] > 5 else {}
+        brier = np.square(self.probabilities(logits) - truth).sum(axis=1)
+        return {**top5, "loss": metrics.log_losses(logits, targets), "brier": brier}
+
+    def metric_names(self, num_classes: int) -> tuple[str, ...]:
+        """All metrics that have a name of their own for so many classes; see docs/metrics.md."""
+        return class_metrics.all_names(num_classes)
+
     def metrics(
         self,
         logits: NDArray,
@@ -106,8 +151,10 @@ class Classification:
         weights: NDArray | None = None,
         seed: int = 0,
         intervals: bool = True,
+        names: Names = None,
+        groups: NDArray | None = None,
     ) -> dict[str, Metric]:
-        """Accuracy, top-5 accuracy (of more than 5 classes), balanced accuracy, macro F1 and log loss.
+        """Accuracy, top-5 accuracy (of more than 5 classes), balanced accuracy, macro F1 and log loss; or others.
 
         Args:
             logits: (N, K).
@@ -116,42 +163,40 @@ class Classification:
             weights: (N,); samples of weight 0, such as unreadable files, are left out; all others count 1.
             seed: of the bootstrap.
             intervals: False saves the resampling and leaves `low` and `high` empty.
-        Raises: DataError: no samples. NumericError: logits that are not finite.
+            names: which metrics, instead: `all` of `metric_names` that these data have, or some; also `recall[CLASS]`
+                and its like, and the user's own as module:name.
+            groups: (N,) values; samples of equal ones belong together, and intervals draw groups as a whole.
+        Raises: DataError: no samples. NumericError: logits that are not finite. UsageError: no such metric.
         """
-        logits, targets = counted(logits, targets, weights)
-        n, num_classes = len(targets), len(classes)
-        confusion = metrics.confusion_matrix(targets, logits.argmax(axis=1), num_classes)
-        hits, support = np.diag(confusion), confusion.sum(axis=1)
-        present = support > 0
-        ranks, losses = metrics.ranks(logits, targets), metrics.log_losses(logits, targets)
-
-        found = {"accuracy": score((ranks < 1).mean(), n, intervals, lambda: wilson((ranks < 1).sum(), n))}
-        if num_classes > 5:
-            found["top5_accuracy"] = score((ranks < 5).mean(), n, intervals, lambda: wilson((ranks < 5).sum(), n))
-        found["balanced_accuracy"] = score(
-            metrics.balanced_accuracy(confusion), n, intervals, lambda: mean_of_shares(hits[present], support[present])
+        logits, targets, groups = counted(logits, targets, weights, groups)
+        return measured(
+            class_metrics.ClassAnswers(logits, targets, classes),
+            names,
+            default=class_metrics.default_names(len(classes)),
+            every=class_metrics.all_names(len(classes)),
+            find=lambda name: class_metrics.find(name, classes),
+            how=How(seed, None if groups is None else Groups(groups), intervals),
         )
-        found["f1_macro"] = score(
-            metrics.f1_macro(confusion), n, intervals, lambda: metrics.f1_macro_interval(confusion, seed=seed)
-        )
-        found["loss"] = score(
-            losses.mean(), n, intervals, lambda: bootstrap_mean(losses, seed=seed), higher_is_better=False
-        )
-        return found
 
     def details(
         self, logits: NDArray, targets: NDArray, classes: tuple[str, ...], *, weights: NDArray | None = None
     ) -> dict[str, Any]:
         """What a report shows per class, ready for JSON.
 
-        Returns: `per_class`: a row per class with precision, recall (and its 95 % interval), f1, support;
-            `confusion`: K rows (true class) of K counts (predicted class).
+        Returns: `per_class`: a row per class with precision, recall (and its 95 % interval), f1, support, auc and
+            average_precision (None where they do not exist); `confusion`: K rows (true class) of K counts (predicted
+            class); `calibration`: see `kiln.metrics.reliability.reliability`; `risk_coverage`: see
+            `kiln.metrics.selective.Answered.curve`.
         """
-        logits, targets = counted(logits, targets, weights)
-        confusion = metrics.confusion_matrix(targets, logits.argmax(axis=1), len(classes))
-        hits, predicted, support = np.diag(confusion), confusion.sum(axis=0), confusion.sum(axis=1)
-        rows = [table_row(*row) for row in zip(classes, hits, predicted, support, strict=True)]
-        return {"per_class": rows, "confusion": confusion.tolist()}
+        logits, targets, _ = counted(logits, targets, weights)
+        answers = class_metrics.ClassAnswers(logits, targets, classes)
+        rows = [table_row(*row) for row in zip(classes, *answers.counts, strict=True)]
+        return {
+            "per_class": [row | curve_row(answers, index) for index, row in enumerate(rows)],
+            "confusion": answers.confusion.tolist(),
+            "calibration": reliability(answers.sure, answers.right),
+            "risk_coverage": answers.answered.curve(),
+        }
 
     def decode(self, probabilities: NDArray, classes: tuple[str, ...], *, top_k: int = 1) -> Prediction:
         """The likeliest class. `probabilities` is (K,)."""

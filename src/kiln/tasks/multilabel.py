@@ -11,11 +11,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kiln.errors import UsageError
-from kiln.metrics import Metric, bootstrap_mean, wilson
+from kiln.metrics import Metric
 from kiln.metrics import multilabel as metrics
+from kiln.metrics.calibration import Calibration, Method, fit_sigmoid
+from kiln.metrics.measures import Groups, How
+from kiln.metrics.pooling import pool_sigmoid
+from kiln.metrics.reliability import reliability
+from kiln.tasks import label_metrics
 from kiln.tasks.labels import check_number, sort_names, to_names, unknown_labels
 from kiln.tasks.prediction import Prediction, likeliest
-from kiln.tasks.scoring import counted, score, table_row
+from kiln.tasks.scoring import Names, counted, curve_row, measured, table_row
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -32,6 +37,7 @@ class Multilabel:
 
     separator: str = ","
     name: ClassVar[str] = "multilabel"
+    activation: ClassVar[str] = "sigmoid"
     loss: ClassVar[str] = "binary_cross_entropy"
     monitor: ClassVar[str] = "accuracy"
 
@@ -111,6 +117,47 @@ class Multilabel:
         """Sigmoid of each, in float64."""
         return metrics.sigmoid(logits)
 
+    def calibrate(self, logits: NDArray, targets: NDArray, *, method: Method = "temperature") -> Calibration:
+        """Fit a scale (and bias) of logits (N, K) on held-out samples; see `kiln.metrics.calibration`."""
+        return fit_sigmoid(logits, targets, method=method)
+
+    def pooled(self, logits: NDArray, weights: NDArray) -> NDArray[np.float64]:
+        """(N, K) logits of the weighted mean of the probabilities of several models; see `kiln.metrics.pooling`."""
+        return pool_sigmoid(logits, weights)
+
+    def log_likelihoods(self, logits: NDArray, targets: NDArray) -> NDArray[np.float64]:
+        """(N x K,) log of the probability that calibrated logits (N, K) give to what is true of each label."""
+        return -np.logaddexp(0.0, (1.0 - 2.0 * np.asarray(targets, np.float64)) * logits).ravel()
+
+    def confidence(self, probabilities: NDArray) -> NDArray[np.float64]:
+        """(N,) how sure the least certain part of each decision is."""
+        return np.maximum(probabilities, 1.0 - probabilities).min(axis=1)
+
+    def correct(self, probabilities: NDArray, targets: NDArray) -> NDArray[np.bool_]:
+        """(N,) whether all labels of each decision are right."""
+        return metrics.exact_matches(targets, probabilities >= 0.5)
+
+    def given_labels(self, probabilities: NDArray) -> NDArray[np.bool_]:
+        """(N, K) which labels each decision gives."""
+        return probabilities >= 0.5
+
+    def true_labels(self, targets: NDArray, num_outputs: int) -> NDArray[np.bool_]:  # noqa: ARG002 - K of (N, K)
+        """(N, K) which labels are true."""
+        return np.asarray(targets) > 0.5
+
+    def sample_scores(self, logits: NDArray, targets: NDArray) -> dict[str, NDArray[np.float64]]:
+        """The metrics that are means over samples, by name: (N,) of each, for calibrated logits (N, K)."""
+        probabilities, truth = self.probabilities(logits), np.asarray(targets) > 0.5
+        return {
+            "label_accuracy": metrics.label_shares(targets, probabilities >= 0.5),
+            "loss": metrics.binary_log_losses(logits, targets),
+            "brier": np.square(probabilities - truth).mean(axis=1),
+        }
+
+    def metric_names(self, num_classes: int) -> tuple[str, ...]:  # noqa: ARG002 - the same for any number of labels
+        """All metrics that have a name of their own; see docs/metrics.md."""
+        return tuple(label_metrics.TABLE)
+
     def metrics(
         self,
         logits: NDArray,
@@ -120,6 +167,8 @@ class Multilabel:
         weights: NDArray | None = None,
         seed: int = 0,
         intervals: bool = True,
+        names: Names = None,
+        groups: NDArray | None = None,
     ) -> dict[str, Metric]:
         """Accuracy (all labels of a sample right), label accuracy, F1 (macro, micro), mean average precision, log loss.
 
@@ -130,46 +179,41 @@ class Multilabel:
             weights: (N,); samples of weight 0, such as unreadable files, are left out; all others count 1.
             seed: of the bootstrap.
             intervals: False saves the resampling and leaves `low` and `high` empty.
-        Raises: DataError: no samples. NumericError: logits that are not finite.
+            names: which metrics, instead; see `kiln.tasks.classification.Classification.metrics`.
+            groups: (N,) values; samples of equal ones belong together, and intervals draw groups as a whole.
+        Raises: DataError: no samples. NumericError: logits that are not finite. UsageError: no such metric.
         """
-        del classes  # the same call for every task; nothing here needs their names
-        logits, targets = counted(logits, targets, weights)
-        n, said = len(targets), logits >= 0  # a logit of 0 is a probability of one half
-        matches, parts = metrics.exact_matches(targets, said), metrics.label_shares(targets, said)
-        losses = metrics.binary_log_losses(logits, targets)
-        f1 = metrics.f1_intervals(targets, said, seed=seed) if intervals else {}
-        return {
-            "accuracy": score(matches.mean(), n, intervals, lambda: wilson(matches.sum(), n)),
-            "label_accuracy": score(parts.mean(), n, intervals, lambda: bootstrap_mean(parts, seed=seed)),
-            "f1_macro": score(metrics.f1_macro(targets, said), n, intervals, lambda: f1["f1_macro"]),
-            "f1_micro": score(metrics.f1_micro(targets, said), n, intervals, lambda: f1["f1_micro"]),
-            "mean_average_precision": score(
-                metrics.mean_average_precision(targets, logits),
-                n,
-                intervals,
-                lambda: metrics.mean_average_precision_interval(targets, logits, seed=seed),
-            ),
-            "loss": score(
-                losses.mean(), n, intervals, lambda: bootstrap_mean(losses, seed=seed), higher_is_better=False
-            ),
-        }
+        logits, targets, groups = counted(logits, targets, weights, groups)
+        return measured(
+            label_metrics.LabelAnswers(logits, targets, classes),
+            names,
+            default=label_metrics.DEFAULT_NAMES,
+            every=tuple(label_metrics.TABLE),
+            find=lambda name: label_metrics.find(name, classes),
+            how=How(seed, None if groups is None else Groups(groups), intervals),
+        )
 
     def details(
         self, logits: NDArray, targets: NDArray, classes: tuple[str, ...], *, weights: NDArray | None = None
     ) -> dict[str, Any]:
         """What a report shows per label, ready for JSON.
 
-        Returns: `per_class`: a row per label with precision, recall (and its 95 % interval), f1, support and average
-            precision (None where no sample has the label); `confusion`: per label [[tn, fp], [fn, tp]].
+        Returns: `per_class`: a row per label with precision, recall (and its 95 % interval), f1, support, auc and
+            average_precision (None where they do not exist); `confusion`: per label [[tn, fp], [fn, tp]]; `calibration`
+            of all labels of all samples, and `risk_coverage` of whole samples, as for classification.
         """
-        logits, targets = counted(logits, targets, weights)
-        hits, predicted, actual = metrics.label_counts(targets, logits >= 0)
-        areas = [None if np.isnan(area) else float(area) for area in metrics.average_precisions(targets, logits)]
+        logits, targets, _ = counted(logits, targets, weights)
+        answers = label_metrics.LabelAnswers(logits, targets, classes)
+        hits, predicted, actual = answers.counts
         rows = [table_row(*row) for row in zip(classes, hits, predicted, actual, strict=True)]
-        rows = [row | {"average_precision": area} for row, area in zip(rows, areas, strict=True)]
         neither = len(targets) - actual - predicted + hits
         tables = np.stack([neither, predicted - hits, actual - hits, hits], axis=1).reshape(-1, 2, 2)
-        return {"per_class": rows, "confusion": tables.tolist()}
+        return {
+            "per_class": [row | curve_row(answers, index) for index, row in enumerate(rows)],
+            "confusion": tables.tolist(),
+            "calibration": reliability(answers.probabilities.ravel(), answers.truth.ravel()),
+            "risk_coverage": answers.answered.curve(),
+        }
 
     def decode(self, probabilities: NDArray, classes: tuple[str, ...], *, top_k: int = 1) -> Prediction:
         """The labels with a probability of at least one half. `probabilities` is (K,)."""

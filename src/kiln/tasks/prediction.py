@@ -15,6 +15,8 @@ class Prediction:
         probability: how sure the model is of the decision, 0 to 1; for multilabel, of its least certain part.
         top: the likeliest names with their probabilities, best first.
         error: why there is no decision, for an image that cannot be read; the other fields are then empty.
+        unfamiliarity: how little it is like what the model knows, 0 to 1; None where the model cannot tell.
+        refused: why the answer is withheld, `unsure` or `unfamiliar`; `label` and `labels` are then empty, `top` is not.
     """
 
     label: str
@@ -22,6 +24,8 @@ class Prediction:
     probability: float
     top: tuple[tuple[str, float], ...]
     error: str = ""
+    unfamiliarity: float | None = None
+    refused: str = ""
 
 
 def likeliest(probabilities, classes: tuple[str, ...], top_k: int) -> tuple[tuple[str, float], ...]:

@@ -37,6 +37,7 @@ KINDS: dict[str, Kind] = {
     ),
     "group_across": Kind("serious", "groups in more than one split", "move each group to one side"),
     "class_missing": Kind("serious", "classes that a split lacks", "collect some, or cut the splits anew"),
+    "label_error": Kind("warning", "labels that are probably wrong", "look at them; relabel or drop those that are"),
     "duplicate": Kind("warning", "exact copies within a split", "drop all but one"),
     "near_duplicate": Kind("warning", "near copies within a split", "keep them together (their group does), or drop some"),
     "backdrop_across": Kind(
