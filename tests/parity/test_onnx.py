@@ -85,7 +85,7 @@ def test_the_file_stands_alone_and_names_no_paths(tmp_path):
         [3, 16, 16],
     )
     assert isinstance(shape[0], str)
-    assert [output.name for output in model.graph.output] == ["logits"]
+    assert [output.name for output in model.graph.output] == ["logits", "probabilities"]
     content = target.read_bytes()
     assert b"site-packages" not in content
     assert str(tmp_path).encode() not in content
@@ -122,9 +122,9 @@ def test_an_export_that_disagrees_is_not_written(tmp_path, monkeypatch):
 
     def other(network, *arguments):
         with torch.no_grad():
-            network.model.head.bias[0] += 0.5
+            network.network.model.head.bias[0] += 0.5
             proto = trace(network, *arguments)
-            network.model.head.bias[0] -= 0.5
+            network.network.model.head.bias[0] -= 0.5
         return proto
 
     monkeypatch.setattr(export_module, "_trace", other)

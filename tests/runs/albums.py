@@ -34,8 +34,19 @@ TINY = {
 }
 """Settings of a training that takes a tenth of a second; `FLAGS` are the same for the command."""
 FLAGS = (
-    *("--model", "kiln/small_cnn", "--set", "model.kwargs.widths=[4,8]", "--img-size", "16", "--epochs", "1"),
-    *("-b", "16", "-j", "0", "--seed", "0", "--set", "run.report=false"),
+    *(
+        "--set",
+        "run.report=false",
+        "--model",
+        "kiln/small_cnn",
+        "--set",
+        "model.kwargs.widths=[4,8]",
+        "--img-size",
+        "16",
+        "--epochs",
+        "1",
+    ),
+    *("-b", "16", "-j", "0", "--seed", "0"),
 )
 
 

@@ -71,7 +71,7 @@ def test_the_batch_size_and_the_workers_change_no_digit_that_counts(trained):
 def test_what_a_person_reads(trained):
     said = command("evaluate", trained.path)
     lines = said.out.splitlines()
-    assert lines[0].split() == ["class", "precision", "recall", "f1", "support"]
+    assert lines[0].split() == ["class", "precision", "recall", "f1", "support", "auc", "average_precision"]
     assert [line.split()[0] for line in lines[1:4]] == list(CLASSES)
     assert lines[4] == ""
     assert lines[5].startswith("accuracy ")

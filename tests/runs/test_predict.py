@@ -144,7 +144,8 @@ def test_forms_of_output(suffix, trained, photos, tmp_path):
         assert json.loads(out.read_text()) == expected
         return
     found = rows_of(out) if suffix == "csv" else parquet.read_table(out).to_pylist()
-    columns = ["key", "label", "probability", "label_1", "probability_1", "label_2", "probability_2", "error"]
+    columns = ["key", "label", "probability", "label_1", "probability_1", "label_2", "probability_2"]
+    columns += ["unfamiliarity", "refused", "error"]
     assert list(found[0]) == columns
     for row, other in zip(found, expected, strict=True):
         assert row["label"] == row["label_1"] == other["label"] == other["top"][0][0]

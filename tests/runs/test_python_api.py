@@ -69,7 +69,7 @@ def test_what_a_run_gives(photos, tmp_path):
     events = [line["event"] for line in run.metrics()]
     assert (events.count("epoch"), events.count("val")) == (2, 2)
     assert len(run.predictions()) == 6
-    assert set(run.predictions()[0]) == {"key", "label", "predicted", "probability"}
+    assert set(run.predictions()[0]) == {"key", "label", "predicted", "probability", "refused"}
     assert run.model_file == run.path / "model.safetensors"
     assert run.model().classes == CLASSES
     assert sorted(path.name for path in run.checkpoints.iterdir()) == ["step-00000002", "step-00000004"]

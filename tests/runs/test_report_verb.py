@@ -17,9 +17,9 @@ import kiln
 from kiln.errors import UsageError
 from kiln.measure.saliency import saliency
 from kiln.observe.outputs import KeptOutputs, SplitOutputs, read_outputs, write_outputs
-from kiln.reports.report_material import Material
-from kiln.reports.report_page import MOST_BYTES, report_page
-from kiln.reports.report_pictures import Photographs
+from kiln.reports.run_page.material import Material
+from kiln.reports.run_page.page import MOST_BYTES, report_page
+from kiln.reports.run_page.pictures import Photographs
 
 SECTIONS = {
     "headline", "data", "curves", "classes", "confusion", "errors", "slices", "calibration", "coverage", "suspects",

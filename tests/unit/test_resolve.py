@@ -9,8 +9,8 @@ import yaml
 from PIL import Image
 
 from kiln.errors import UsageError
+from kiln.jobs.assembly.resolve import Settings, resolve, sample_headers
 from kiln.jobs.intake import take_in
-from kiln.jobs.resolve import Settings, resolve, sample_headers
 from kiln.recipe import FIELDS, Recipe
 from kiln.recipe.duration import Duration
 

@@ -9,9 +9,9 @@ from functools import partial
 import pytest
 
 from kiln.errors import SecurityError, UsageError
+from kiln.jobs.assembly.resolve import Settings
+from kiln.jobs.assembly.schedules import Clock, bound, make_schedule, maker
 from kiln.jobs.draw_schedules import draw_schedules
-from kiln.jobs.resolve import Settings
-from kiln.jobs.schedules import Clock, bound, make_schedule, maker
 from kiln.names import SCHEDULES, load_object
 from kiln.optim import schedules
 from kiln.optim.schedules import Plateau, Rates, Steps, with_warmup

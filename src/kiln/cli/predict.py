@@ -93,7 +93,7 @@ def _tell(rows: Sequence[Mapping[str, Any]]) -> None:
     present = [
         key
         for key in dict.fromkeys(key for row in shown for key in row)
-        if any(row.get(key) is not None for row in shown)
+        if key != "unfamiliarity" and any(row.get(key) is not None for row in shown)
     ]
     columns = sorted(present, key=lambda name: name == "error")  # the reason last: it is long
     if columns:

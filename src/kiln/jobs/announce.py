@@ -5,9 +5,9 @@ from __future__ import annotations
 from kiln.data.sampler import Foreign
 from kiln.data.storage import counted, shown
 from kiln.data.transform import TransformedImages, takes_rng
-from kiln.jobs.assemble import Training
+from kiln.jobs.assembly.assemble import Training
+from kiln.jobs.assembly.resolve import Settings
 from kiln.jobs.intake import Intake
-from kiln.jobs.resolve import Settings
 from kiln.language import tr, word
 from kiln.language.patterns import translated
 from kiln.names import OBJECT

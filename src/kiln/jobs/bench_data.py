@@ -24,10 +24,10 @@ from kiln.data.prefetch import prefetched
 from kiln.engine.strategy import Single
 from kiln.errors import DataError, UsageError
 from kiln.jobs.asked import asked_for
-from kiln.jobs.assemble import assemble, make_strategy
-from kiln.jobs.batches import Pipeline, assemble_batches
+from kiln.jobs.assembly.assemble import assemble, make_strategy
+from kiln.jobs.assembly.batches import Pipeline, assemble_batches
+from kiln.jobs.assembly.resolve import Settings, resolve
 from kiln.jobs.intake import Intake, take_in
-from kiln.jobs.resolve import Settings, resolve
 from kiln.measure.rates import Rate, measure_rate
 from kiln.measure.wall import READ_FIRST, Stage, Wall, find_wall, read_first_time
 from kiln.recipe import Recipe

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from kiln.errors import UsageError
-from kiln.jobs.resolve import Settings, decide_warmup
-from kiln.jobs.schedules import Clock, make_schedule
+from kiln.jobs.assembly.resolve import Settings, decide_warmup
+from kiln.jobs.assembly.schedules import Clock, make_schedule
 from kiln.optim.schedules import as_rates
 from kiln.recipe import FIELDS, Recipe
 from kiln.reports.curves import Curve, Panel, write_chart

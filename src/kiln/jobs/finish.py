@@ -11,12 +11,12 @@ from pathlib import Path
 
 from kiln.errors import DataError
 from kiln.jobs.announce import proofs
-from kiln.jobs.assemble import Training
+from kiln.jobs.assembly.assemble import Training
+from kiln.jobs.assembly.resolve import Settings
 from kiln.jobs.calibrate import Wanted, fit_decision
 from kiln.jobs.intake import Intake
 from kiln.jobs.measure import Measured, collect, judge
 from kiln.jobs.report import write_report
-from kiln.jobs.resolve import Settings
 from kiln.jobs.results import write_results
 from kiln.language import tr, word
 from kiln.language.patterns import translated

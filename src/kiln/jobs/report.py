@@ -21,9 +21,9 @@ from kiln.errors import ArtifactError, DataError, KilnError, UsageError
 from kiln.jobs.intake import open_recipe_source
 from kiln.language import speaking, tr
 from kiln.observe.outputs import KeptOutputs
-from kiln.reports.report_material import Explain, Material
-from kiln.reports.report_page import report_page
-from kiln.reports.report_pictures import Photographs
+from kiln.reports.run_page.material import Explain, Material
+from kiln.reports.run_page.page import report_page
+from kiln.reports.run_page.pictures import Photographs
 from kiln.run import BAD_FILES, ENVIRONMENT, OUTPUTS, REPORT, RESULT, Run, read_json, write_atomically
 
 MOST_LOOKED_AT = 2000
@@ -210,7 +210,7 @@ class _Explainer:
     def __call__(
         self, keys: Sequence[str], outputs: Sequence[int]
     ) -> Mapping[str, tuple[NDArray[np.uint8], NDArray[np.float32]]]:
-        """See `kiln.reports.report_material.Explain`; what cannot be read is left out."""
+        """See `kiln.reports.run_page.material.Explain`; what cannot be read is left out."""
         import torch
 
         from kiln.measure.saliency import saliency

@@ -20,7 +20,7 @@ from kiln.augment import backend as augmentation_backend
 from kiln.engine import checkpoint
 from kiln.engine.state import State, load_model
 from kiln.errors import ArtifactError, KilnError
-from kiln.jobs.assemble import Training
+from kiln.jobs.assembly.assemble import Training
 from kiln.jobs.intake import Intake
 from kiln.models.lora import merged
 from kiln.models.modelfile import save_model

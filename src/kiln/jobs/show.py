@@ -19,11 +19,11 @@ from kiln.data.storage import counted
 from kiln.engine.strategy import Single
 from kiln.errors import DataError, UsageError
 from kiln.jobs.asked import Asked, asked_for
-from kiln.jobs.batches import Pipeline, assemble_batches
-from kiln.jobs.features import hold_views
+from kiln.jobs.assembly.batches import Pipeline, assemble_batches
+from kiln.jobs.assembly.features import hold_views
+from kiln.jobs.assembly.resolve import Settings, resolve
 from kiln.jobs.intake import Intake, stem_of, take_in
 from kiln.jobs.recorded import plan_of_run
-from kiln.jobs.resolve import Settings, resolve
 from kiln.recipe import Recipe
 from kiln.reports.contact_sheet import (
     Frame,

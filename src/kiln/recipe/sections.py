@@ -90,7 +90,7 @@ class Data(Section):
         0.0, "Share of the training samples to set apart for the final test; 0 sets none apart."
     )
     folds: CountInt = option(
-        0, "Cross-validation: train so many models, each without its own part of the samples, which it is measured on."
+        0, "Cross-validation: train so many models, each measured on the part of the samples it does not see."
     )
     fold: PositiveInt | None = option(None, "With data.folds: train the model of this fold alone, counted from 1.")
     bad_files: Literal["error", "skip"] = option(
@@ -351,7 +351,7 @@ class Training(Section):
     )
     min_delta: NonNegativeFloat = option(0.0, "A better validation metric is one that is better by more than this.")
     keep: Auto | Literal["best", "last"] = option(
-        "auto", "Which weights are the run's model: the best on validation, or the last; auto is best, with folds last."
+        "auto", "Which weights ship: the best on validation, or the last; auto is best, with folds last."
     )
     drop_last: Auto | bool = option("auto", "Leave the last, smaller batch of an epoch out.")
     seed: CountInt = option(0, "The number from which all randomness follows.")

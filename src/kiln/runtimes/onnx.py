@@ -56,6 +56,10 @@ class OnnxRuntime:
         """Logits (B, K) for images (B, C, H, W). `sizes` is None: models of padded images are not exported."""
         return self._session.run(["logits"], {"images": images})[0]
 
+    def probabilities(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """The graph's own calibrated probabilities (B, K), which programs that know no Kiln read."""
+        return self._session.run(["probabilities"], {"images": images})[0]
+
 
 def read_onnx_header(path: Path) -> dict[str, Any]:
     """What an export says about itself, after a look at every tensor and operator of it.

@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 
 from kiln.language import tr
-from kiln.reports.report_material import Material
-from kiln.reports.report_subject import Subject
-from kiln.reports.report_words import between, is_share, metric_name, percent, shown_value, split_name
+from kiln.reports.run_page.material import Material
+from kiln.reports.run_page.subject import Subject
+from kiln.reports.run_page.words import between, is_share, metric_name, percent, shown_value, split_name
 
 WIDE = 0.03
 """An interval that reaches further than this to each side limits what can be said."""

@@ -32,9 +32,9 @@ from kiln.data.storage import counted
 from kiln.data.transform import TransformedImages
 from kiln.engine.strategy import Strategy
 from kiln.errors import DataError, UsageError
+from kiln.jobs.assembly.pixel_form import images_of
+from kiln.jobs.assembly.resolve import Settings, chosen_samples, strata_of
 from kiln.jobs.intake import Indices, Intake
-from kiln.jobs.pixel_form import images_of
-from kiln.jobs.resolve import Settings, chosen_samples, strata_of
 from kiln.models.create import Created, create_model
 from kiln.models.initialise import initialise
 from kiln.models.normalize import standardize_images

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 
 from kiln.errors import UsageError
+from kiln.jobs.assembly.resolve import Settings
 from kiln.jobs.intake import Intake
-from kiln.jobs.resolve import Settings
 from kiln.names import names_code
 from kiln.optim.schedules import Plateau
 

@@ -10,8 +10,8 @@ from torch import nn
 from kiln.engine.stages import Stage, Stages
 from kiln.engine.starting_point import StartingPoint
 from kiln.errors import ArtifactError, UsageError
-from kiln.jobs.optimization import make_optimizer
-from kiln.jobs.resolve import Settings
+from kiln.jobs.assembly.optimization import make_optimizer
+from kiln.jobs.assembly.resolve import Settings
 from kiln.models.blocks import ordered_blocks, running_norms
 from kiln.models.create import Created, seeded_init
 from kiln.models.lora import ADAPTERS, add_lora_

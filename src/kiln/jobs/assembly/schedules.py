@@ -11,7 +11,7 @@ from functools import partial
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from kiln.errors import UsageError
-from kiln.jobs.resolve import Settings
+from kiln.jobs.assembly.resolve import Settings
 from kiln.names import SCHEDULES, load_object, resolve
 from kiln.optim.schedules import Maker, Plateau, Schedule, as_rates, constant, with_warmup
 from kiln.recipe import FIELDS

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from kiln import losses
 from kiln.errors import KilnError, UsageError
+from kiln.jobs.assembly.resolve import Settings, chosen_samples
 from kiln.jobs.intake import Indices, Intake
-from kiln.jobs.resolve import Settings, chosen_samples
 from kiln.losses.modules import Loss
 from kiln.names import LOSSES, OBJECT, load_object
 from kiln.recipe.loss_text import AUTO, TAKES, parse_loss, reaches

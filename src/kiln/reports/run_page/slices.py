@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from kiln.language import tr
 from kiln.measure.slices import Slice, compare_slices, quantile_bins
-from kiln.reports.report_subject import Subject
+from kiln.reports.run_page.subject import Subject
 
 MOST_GROUPS = 200
 TALL, WIDE = 0.8, 1.25

@@ -24,10 +24,10 @@ from kiln.data.transform import takes_rng
 from kiln.engine.features import EvaluationFeatures, FeatureBatches
 from kiln.engine.strategy import Strategy
 from kiln.errors import UsageError
-from kiln.jobs.batches import Pipeline
+from kiln.jobs.assembly.batches import Pipeline
+from kiln.jobs.assembly.pixel_form import MEMORY_SHARE
+from kiln.jobs.assembly.resolve import Settings, chosen_samples
 from kiln.jobs.intake import Intake
-from kiln.jobs.pixel_form import MEMORY_SHARE
-from kiln.jobs.resolve import Settings, chosen_samples
 from kiln.models.features import FeatureCut, find_cut
 from kiln.models.freeze import combined_digest, digests_of, frozen_atoms
 from kiln.models.sizes import mode

@@ -9,18 +9,18 @@ from typing import Any
 import jinja2
 
 from kiln.language import current, speaking, tr
-from kiln.reports.report_calibration import calibration, coverage
-from kiln.reports.report_classes import class_table, confusion_of, in_turns, label_errors
-from kiln.reports.report_errors import Shown, confident_mistakes, confused_pairs, hardest, suspects
-from kiln.reports.report_material import Material
-from kiln.reports.report_pictures import BUDGET_BYTES, Pictures, Thumb, make_pictures, saliency_picture
-from kiln.reports.report_process import curves, data_findings, decided, provenance, speed
-from kiln.reports.report_slices import slices_of
-from kiln.reports.report_subject import Subject, subject_of
-from kiln.reports.report_verdict import headline
-from kiln.reports.report_words import percent, points, split_name
+from kiln.reports.run_page.calibration import calibration, coverage
+from kiln.reports.run_page.classes import class_table, confusion_of, in_turns, label_errors
+from kiln.reports.run_page.errors import Shown, confident_mistakes, confused_pairs, hardest, suspects
+from kiln.reports.run_page.material import Material
+from kiln.reports.run_page.pictures import BUDGET_BYTES, Pictures, Thumb, make_pictures, saliency_picture
+from kiln.reports.run_page.process import curves, data_findings, decided, provenance, speed
+from kiln.reports.run_page.slices import slices_of
+from kiln.reports.run_page.subject import Subject, subject_of
+from kiln.reports.run_page.verdict import headline
+from kiln.reports.run_page.words import percent, points, split_name
 
-TEMPLATE = "report_page.html.jinja"
+TEMPLATE = "page.html.jinja"
 MOST_SLICES = 12
 MOST_BYTES = 5_000_000
 """A page stays below this, whatever it shows."""

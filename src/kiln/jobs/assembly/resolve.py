@@ -94,7 +94,7 @@ def resolve(recipe: Recipe, intake: Intake, *, world_size: int = 1) -> Settings:
     if settings.asks("training.keep") and settings.values["data.folds"]:
         settings.decide("training.keep", "last", "chosen on its own fold, a model would be measured too well there")
     elif settings.asks("training.keep"):
-        settings.values["training.keep"] = "best"
+        settings.decide("training.keep", "best", "usual; without validation there is no best, and the last is kept")
     if settings.asks("training.monitor"):
         settings.decide("training.monitor", intake.task.monitor, "the task's own")
     return settings

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from kiln.errors import UsageError
-from kiln.jobs.resolve import OWN_SETTINGS, Settings
+from kiln.jobs.assembly.resolve import OWN_SETTINGS, Settings
 from kiln.models.surgery import head_names
 from kiln.optim.averages import Average, Ema, Swa
 from kiln.optim.clipping import Clip, ClipAdaptive, ClipNorm, ClipValue

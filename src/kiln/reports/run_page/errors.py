@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from kiln.reports.report_subject import Subject
+from kiln.reports.run_page.subject import Subject
 
 MOST_SHOWN = 12
 """Samples of each kind."""

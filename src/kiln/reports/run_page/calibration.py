@@ -11,8 +11,8 @@ from kiln.metrics.reliability import reliability
 from kiln.metrics.selective import Answered
 from kiln.observe.outputs import KeptOutputs
 from kiln.reports.charts import Line, line_chart
-from kiln.reports.report_subject import Subject
-from kiln.reports.report_words import percent
+from kiln.reports.run_page.subject import Subject
+from kiln.reports.run_page.words import percent
 from kiln.tasks.decision import Decision
 
 COVERAGES = (1.0, 0.95, 0.9, 0.8, 0.7, 0.5)

@@ -27,15 +27,15 @@ from kiln.engine.step import Step
 from kiln.engine.strategy import Strategy
 from kiln.engine.supervised import supervised
 from kiln.errors import DataError
-from kiln.jobs.batches import assemble_batches
-from kiln.jobs.criterion import LossState, make_loss
-from kiln.jobs.features import KeptFeatures, keep_features
-from kiln.jobs.finetuning import adapt_, make_stages, make_starting_point
-from kiln.jobs.further_metrics import further_metrics
+from kiln.jobs.assembly.batches import assemble_batches
+from kiln.jobs.assembly.criterion import LossState, make_loss
+from kiln.jobs.assembly.features import KeptFeatures, keep_features
+from kiln.jobs.assembly.finetuning import adapt_, make_stages, make_starting_point
+from kiln.jobs.assembly.further_metrics import further_metrics
+from kiln.jobs.assembly.optimization import make_average, make_clip, make_optimizer, make_sam
+from kiln.jobs.assembly.resolve import Settings
+from kiln.jobs.assembly.schedules import Clock, make_schedule
 from kiln.jobs.intake import Intake
-from kiln.jobs.optimization import make_average, make_clip, make_optimizer, make_sam
-from kiln.jobs.resolve import Settings
-from kiln.jobs.schedules import Clock, make_schedule
 from kiln.metrics import Metric
 from kiln.models.checkpointing import checkpoint_activations_
 from kiln.models.create import Created

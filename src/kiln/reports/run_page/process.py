@@ -10,8 +10,8 @@ from typing import Any
 
 from kiln.language import tr
 from kiln.reports.charts import Line, line_chart
-from kiln.reports.report_material import Material
-from kiln.reports.report_words import is_share, metric_name, said, seconds_text, shown_value, split_name
+from kiln.reports.run_page.material import Material
+from kiln.reports.run_page.words import is_share, metric_name, said, seconds_text, shown_value, split_name
 
 MOST_BAD_FILES = 20
 MOST_LINES = 4

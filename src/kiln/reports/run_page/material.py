@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kiln.observe.outputs import KeptOutputs
-from kiln.reports.report_pictures import Photographs
+from kiln.reports.run_page.pictures import Photographs
 
 Explain = Callable[[Sequence[str], Sequence[int]], Mapping[str, tuple[NDArray[np.uint8], NDArray[np.float32]]]]
 """Keys and an output for each -> for each key its (C, H, W) image as the model takes it, and where the model looked."""

@@ -15,8 +15,8 @@ from kiln.data.resident import ResidentImages, free_bytes
 from kiln.data.source import Source
 from kiln.data.storelog import MemoryLog
 from kiln.errors import UsageError
+from kiln.jobs.assembly.resolve import SMALL_PX, Settings, sample_headers
 from kiln.jobs.intake import Indices, Intake
-from kiln.jobs.resolve import SMALL_PX, Settings, sample_headers
 from kiln.pixels import Header, PixelContract
 
 LARGEST_STORED_BYTES = 20 * 10**9

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from kiln.reports.report_subject import Subject
+from kiln.reports.run_page.subject import Subject
 
 MOST_CLASSES = 20
 """Rows of the matrix; of more classes, those with the most mistakes are shown."""
