@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from kiln.errors import DataError, NumericError
-from kiln.metrics import Metric, classification, multilabel
+from kiln.metrics import Metric, classification, multilabel, ranking
+from kiln.tasks import get
 
 TARGETS = np.array([0, 0, 0, 1, 1, 2])
 PREDICTIONS = np.array([0, 0, 1, 1, 3, 0])
@@ -74,16 +75,16 @@ def test_multilabel_counts():
 def test_average_precision_by_hand():
     truth = np.array([[1], [0], [1], [0]])
     scores = np.array([[0.9], [0.8], [0.7], [0.1]])
-    np.testing.assert_allclose(multilabel.average_precisions(truth, scores), [0.5 * 1 + 0.5 * 2 / 3])
-    np.testing.assert_allclose(multilabel.average_precisions(truth, np.zeros((4, 1))), [0.5])
+    np.testing.assert_allclose(ranking.average_precisions(truth == 1, scores), [0.5 * 1 + 0.5 * 2 / 3])
+    np.testing.assert_allclose(ranking.average_precisions(truth == 1, np.zeros((4, 1))), [0.5])
 
 
 def test_labels_without_truth_have_no_average_precision():
-    values = multilabel.average_precisions(LABELS, SAID)
+    values = ranking.average_precisions(LABELS == 1, SAID)
     assert np.isnan(values).tolist() == [False, False, False, True]
-    assert multilabel.mean_average_precision(LABELS, SAID) == pytest.approx(np.nanmean(values))
-    assert multilabel.mean_average_precision(np.zeros((3, 2)), np.zeros((3, 2))) == 0.0
-    assert multilabel.mean_average_precision_interval(np.zeros((3, 2)), np.zeros((3, 2))) == (0.0, 1.0)
+    assert ranking.mean_known(values) == pytest.approx(np.nanmean(values))
+    nothing = get("multilabel").metrics(np.zeros((3, 2)), np.zeros((3, 2)), ("a", "b"))["mean_average_precision"]
+    assert (nothing.value, nothing.low, nothing.high) == (0.0, 0.0, 1.0)
 
 
 def test_a_metric_reads_as_a_sentence_and_knows_its_direction():

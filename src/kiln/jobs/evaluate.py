@@ -18,7 +18,7 @@ from kiln.data.split import read_split_csv
 from kiln.data.storage import counted, shown
 from kiln.errors import DataError, UsageError
 from kiln.jobs.intake import open_recipe_source
-from kiln.jobs.measure import measure
+from kiln.jobs.measure import collect, judge
 from kiln.run import RECIPE, SPLIT, Run, write_atomically
 from kiln.runtimes import BATCH_SIZE, Predictor, load
 from kiln.tasks.labels import is_integer
@@ -69,7 +69,7 @@ def evaluate(
     path = model.path if isinstance(model, Run) else Path(model)
     predictor = load(path, device=device, runtime=runtime, trust=trust, views=tta)
     source, indices, targets, notes = samples_of(predictor, path, data, split=split)
-    measured = measure(
+    said, left_out = collect(
         predictor,
         source,
         indices,
@@ -79,6 +79,7 @@ def evaluate(
         skip_bad=bad_files == "skip",
         workers=_workers(workers),
     )
+    measured = judge(predictor.task, predictor.classes, predictor.decision, said, bad_files=left_out)
     result = {
         "model": str(path),
         "data": source.where,

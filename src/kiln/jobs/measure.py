@@ -63,31 +63,6 @@ class Measured:
         return {name: plain(metric) for name, metric in self.metrics.items()}
 
 
-def measure(
-    predictor: Predictor,
-    source: Source,
-    indices: NDArray[Any],
-    targets: NDArray[Any],
-    *,
-    split: str,
-    batch_size: int,
-    skip_bad: bool,
-    workers: int,
-) -> Measured:
-    """Run a predictor over samples and compare with their targets; arguments and errors as for `collect`."""
-    said, bad_files = collect(
-        predictor,
-        source,
-        indices,
-        targets,
-        split=split,
-        batch_size=batch_size,
-        skip_bad=skip_bad,
-        workers=workers,
-    )
-    return judge(predictor.task, predictor.classes, predictor.decision, said, bad_files=bad_files)
-
-
 def collect(
     predictor: Predictor,
     source: Source,

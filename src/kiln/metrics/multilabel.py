@@ -10,9 +10,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from kiln.metrics.classification import Floats, macro_f1, shares
-from kiln.metrics.intervals import NUM_RESAMPLES, bootstrap
-
-_AP_BUDGET = 100_000_000  # N x K x resamples: some 3 seconds of work
+from kiln.metrics.intervals import bootstrap
 
 
 def sigmoid(logits: ArrayLike) -> Floats:
@@ -80,52 +78,3 @@ def f1_intervals(targets: NDArray, predictions: NDArray, *, seed: int = 0) -> di
         "f1_macro": bootstrap(counts, macro, seed=seed),
         "f1_micro": bootstrap(counts, micro, seed=seed),
     }
-
-
-def average_precisions(targets: NDArray, scores: NDArray) -> Floats:
-    """Area under the steps of each label's precision-recall curve; equal scores are one step.
-
-    Args:
-        targets: (N, K), 0 or 1.
-        scores: (N, K), logits or probabilities.
-    Returns: (K,), NaN for a label that no sample has.
-    """
-    drawn = np.ones((1, len(targets)), np.int64)
-    columns = zip(np.asarray(targets, bool).T, np.asarray(scores).T, strict=True)
-    return np.array([_average_precision(drawn, truth, score)[0] for truth, score in columns])
-
-
-def mean_average_precision(targets: NDArray, scores: NDArray) -> float:
-    """The mean of `average_precisions` over the labels that occur; 0 where none does."""
-    values = average_precisions(targets, scores)
-    return float(values[~np.isnan(values)].mean()) if not np.isnan(values).all() else 0.0
-
-
-def mean_average_precision_interval(targets: NDArray, scores: NDArray, *, seed: int = 0) -> tuple[float, float]:
-    """95 % interval, resampled by sample; with fewer resamples (not below 100) where the data are large."""
-    targets, scores = np.asarray(targets, bool), np.asarray(scores)
-    if not targets.any():
-        return 0.0, 1.0
-
-    def statistic(drawn: NDArray[np.int64]) -> Floats:
-        total, present = np.zeros(len(drawn)), np.zeros(len(drawn))
-        for truth, score in zip(targets.T, scores.T, strict=True):
-            values = _average_precision(drawn, truth, score)
-            total += np.nan_to_num(values)
-            present += ~np.isnan(values)
-        return total / np.maximum(present, 1)
-
-    num_resamples = int(np.clip(_AP_BUDGET // targets.size, 100, NUM_RESAMPLES))
-    return bootstrap(np.ones(len(targets)), statistic, seed=seed, num_resamples=num_resamples)
-
-
-def _average_precision(drawn: NDArray[np.int64], truth: NDArray[np.bool_], score: NDArray) -> Floats:
-    """Average precision of one label, with sample n counted `drawn[r, n]` times. Returns: (R,), NaN without truth."""
-    order = np.argsort(-score, kind="stable")
-    last_of_tie = np.append(np.flatnonzero(np.diff(score[order])), len(score) - 1)
-    drawn = drawn[:, order]
-    seen = np.cumsum(drawn, axis=1)[:, last_of_tie]
-    hits = np.cumsum(drawn * truth[order], axis=1)[:, last_of_tie]
-    gained = np.diff(hits, axis=1, prepend=0)
-    area = (gained * hits / np.maximum(seen, 1)).sum(axis=1)
-    return np.divide(area, hits[:, -1], out=np.full(len(drawn), np.nan), where=hits[:, -1] > 0)

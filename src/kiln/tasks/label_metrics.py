@@ -98,10 +98,15 @@ def _f1_interval(name: str, answers: LabelAnswers, how: How) -> Ends:
     return kept[how.seed][name]
 
 
+def _mean_average_precision(answers: LabelAnswers) -> float:
+    """Of the labels that occur; 0 where none does."""
+    return float(np.nan_to_num(ranking.mean_known(ranking.average_precisions(answers.truth, answers.logits))))
+
+
 def _average_precision_interval(answers: LabelAnswers, how: How) -> Ends:
-    if how.groups is None:
-        return multilabel.mean_average_precision_interval(answers.targets, answers.logits, seed=how.seed)
-    return ranking.mean_average_precision_interval(answers.truth, answers.scores, groups=how.groups.of, seed=how.seed)
+    if not answers.truth.any():
+        return 0.0, 1.0
+    return ranking.mean_average_precision_interval(answers.truth, answers.logits, groups=groups_of(how), seed=how.seed)
 
 
 def _calibration_error(bins: Any) -> WithOwnInterval:
@@ -141,7 +146,7 @@ TABLE: dict[str, Measure] = {
         lambda answers, how: ranking.mean_roc_area_interval(answers.truth, answers.scores, groups=groups_of(how)),
     ),
     "mean_average_precision": WithOwnInterval(
-        lambda answers: multilabel.mean_average_precision(answers.targets, answers.logits),
+        _mean_average_precision,
         _average_precision_interval,
     ),
     "brier": Mean(lambda answers: np.square(answers.probabilities - answers.truth).mean(axis=1)),
