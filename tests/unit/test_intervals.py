@@ -7,8 +7,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kiln.metrics import bootstrap, bootstrap_mean, classification, counts, mean_of_shares, multilabel, ranking, wilson
+from kiln.metrics import bootstrap, bootstrap_mean, classification, counts, mean_of_shares, ranking, wilson
 from kiln.metrics.intervals import bounded, jackknife, percentiles, resample_samples
+from kiln.metrics.measures import How
+from kiln.tasks import label_metrics
 
 
 def test_wilson_against_published_values():
@@ -119,24 +121,74 @@ def test_resampled_counts_are_those_of_the_resampled_table(monkeypatch):
     np.testing.assert_allclose(values, expected, atol=1e-15)
 
 
-def test_multilabel_intervals_against_resampling_every_sample():
+def label_data(draws, n=300, share=(0.5, 0.3, 0.2, 0.1, 0.0), *, shift=1.5, digits=1):
+    """Truth and scores of labels, with ties and a label that nobody has."""
+    truth = draws.random((n, len(share))) < share
+    return truth, (draws.normal(size=truth.shape) + shift * truth - 0.7).round(digits)
+
+
+def slow_jackknife(n, statistic):
+    """Leave out one thing at a time, the plain way: `statistic(rows)`."""
+    every = np.arange(n)
+    without = [statistic(np.delete(every, i)) for i in every]
+    return jackknife(np.ones(n), without, statistic(every))
+
+
+def precision_of(truth, scores):
+    return lambda rows: ranking.mean_known(ranking.average_precisions(truth[rows], scores[rows]))
+
+
+def test_average_precision_leaves_out_every_sample_as_a_slow_jackknife_does():
     draws = np.random.default_rng(4)
-    truth = draws.random((300, 5)) < [0.5, 0.3, 0.2, 0.1, 0.0]
-    scores = draws.normal(size=truth.shape) + 1.5 * truth - 0.7
-    said = scores >= 0
-    fast = multilabel.f1_intervals(truth, said, seed=0)
-    fast["map"] = ranking.mean_average_precision_interval(truth, scores, seed=0)
-    slow = {
-        "f1_macro": slow_bootstrap(truth, lambda rows: multilabel.f1_macro(truth[rows], said[rows]), np.zeros(300)),
-        "f1_micro": slow_bootstrap(truth, lambda rows: multilabel.f1_micro(truth[rows], said[rows]), np.zeros(300)),
-        "map": slow_bootstrap(
-            truth,
-            lambda rows: ranking.mean_known(ranking.average_precisions(truth[rows], scores[rows])),
-            np.zeros(300),
-        ),
-    }
-    for name, (low, high) in slow.items():
-        np.testing.assert_allclose(fast[name], (low, high), atol=0.15 * (high - low), err_msg=name)
+    for n in (2, 7, 60):
+        truth, scores = label_data(draws, n)
+        truth[0, 0] = True
+        slow = slow_jackknife(n, precision_of(truth, scores))
+        np.testing.assert_allclose(ranking.mean_average_precision_interval(truth, scores), slow, rtol=1e-12)
+
+
+def test_average_precision_leaves_out_whole_groups():
+    truth, scores = label_data(np.random.default_rng(5), 60)
+    groups = np.arange(60) % 20
+    of_samples = precision_of(truth, scores)
+    slow = slow_jackknife(20, lambda kept: of_samples(np.isin(groups, kept)))
+    fast = ranking.mean_average_precision_interval(truth, scores, groups=groups)
+    np.testing.assert_allclose(fast, slow, rtol=1e-12)
+    alone = ranking.mean_average_precision_interval(truth, scores, groups=np.arange(60))
+    np.testing.assert_allclose(alone, ranking.mean_average_precision_interval(truth, scores), rtol=1e-12)
+
+
+def test_many_groups_are_left_out_several_at_a_time():
+    truth, scores = label_data(np.random.default_rng(6), 1000)
+    (low, high), blocks = (
+        ranking.mean_average_precision_interval(truth, scores, groups=groups) for groups in (None, np.arange(1000))
+    )
+    np.testing.assert_allclose(blocks, (low, high), atol=0.2 * (high - low))
+
+
+def test_average_precision_without_truth_has_no_interval():
+    nothing = np.zeros((5, 2), bool)
+    assert np.isnan(ranking.mean_average_precision_interval(nothing, np.ones((5, 2)))).all()
+
+
+def test_intervals_of_labels_hold_the_truth():
+    draws = np.random.default_rng(7)
+    share = (0.3, 0.1, 0.1)
+
+    def answers(n):
+        truth, scores = label_data(draws, n, share, shift=2.5, digits=9)
+        return label_metrics.LabelAnswers(scores, truth, ("a", "b", "c"))
+
+    names = ("f1_macro", "f1_micro", "mean_average_precision")
+    whole = answers(200_000)
+    truth = {name: label_metrics.TABLE[name](whole, How(intervals=False)).value for name in names}
+    held = dict.fromkeys(names, 0)
+    for _ in range(300):
+        few = answers(100)
+        for name in names:
+            found = label_metrics.TABLE[name](few, How())
+            held[name] += found.low <= truth[name] <= found.high
+    assert all(0.91 <= count / 300 <= 0.985 for count in held.values()), held
 
 
 def test_bootstrap_mean_against_theory_and_the_general_form():

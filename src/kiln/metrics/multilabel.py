@@ -10,7 +10,6 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from kiln.metrics.classification import Floats, macro_f1, shares
-from kiln.metrics.intervals import bootstrap
 
 
 def sigmoid(logits: ArrayLike) -> Floats:
@@ -54,27 +53,3 @@ def f1_macro(targets: NDArray, predictions: NDArray) -> float:
 def f1_micro(targets: NDArray, predictions: NDArray) -> float:
     """The F1 of all labels of all samples counted together."""
     return float(shares(*(count.sum() for count in label_counts(targets, predictions)))[2])
-
-
-def f1_intervals(targets: NDArray, predictions: NDArray, *, seed: int = 0) -> dict[str, tuple[float, float]]:
-    """95 % intervals of `f1_macro` and `f1_micro`, resampled by sample."""
-    num_labels = targets.shape[1]
-    targets, predictions = np.asarray(targets, bool), np.asarray(predictions, bool)
-    # Samples with the same truth and prediction are one cell: small integers in float32 add up exactly.
-    patterns, counts = np.unique(np.hstack([targets, predictions]), axis=0, return_counts=True)
-    truth, said = patterns[:, :num_labels], patterns[:, num_labels:]
-    per_cell = np.hstack([truth & said, said, truth]).astype(np.float32)
-
-    def sums(drawn: NDArray[np.int64]) -> list[NDArray]:
-        return np.split((drawn.astype(np.float32) @ per_cell).astype(np.float64), 3, axis=1)
-
-    def macro(drawn: NDArray[np.int64]) -> Floats:
-        return macro_f1(*sums(drawn))
-
-    def micro(drawn: NDArray[np.int64]) -> Floats:
-        return shares(*(part.sum(axis=1) for part in sums(drawn)))[2]
-
-    return {
-        "f1_macro": bootstrap(counts, macro, seed=seed),
-        "f1_micro": bootstrap(counts, micro, seed=seed),
-    }

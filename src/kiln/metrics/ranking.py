@@ -9,12 +9,12 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from kiln.metrics.intervals import NUM_RESAMPLES, bounded, percentiles, resample_samples
+from kiln.metrics.counts import share
+from kiln.metrics.intervals import bounded, jackknife
 
 Floats = NDArray[np.float64]
 
-LEAST_RESAMPLES = 200
-_BUDGET = 100_000_000  # samples x classes x resamples
+MOST_BLOCKS = 200
 
 
 def roc_areas(truth: NDArray[np.bool_], scores: Floats) -> Floats:
@@ -67,13 +67,13 @@ def mean_roc_area_interval(
     return bounded(float(np.mean(areas)), variance, n=float(fewest))
 
 
-def average_precisions(truth: NDArray[np.bool_], scores: Floats, drawn: NDArray[np.int64] | None = None) -> Floats:
+def average_precisions(truth: NDArray[np.bool_], scores: Floats, drawn: NDArray | None = None) -> Floats:
     """Area under the steps of each column's precision-recall curve.
 
     Args:
         truth: (N, K).
         scores: (N, K).
-        drawn: (R, N) how often each sample counts, in each of R resamples; once, without it.
+        drawn: (R, N) how often each sample counts, in each of R selections; once, without it.
     Returns: (K,) or (R, K), NaN where no sample is of the class.
     """
     times = np.ones((len(truth), 1), np.int32) if drawn is None else np.ascontiguousarray(drawn.T, np.int32)
@@ -83,28 +83,34 @@ def average_precisions(truth: NDArray[np.bool_], scores: Floats, drawn: NDArray[
 
 
 def mean_average_precision_interval(
-    truth: NDArray[np.bool_],
-    scores: Floats,
-    *,
-    strata: NDArray[np.int64] | None = None,
-    groups: NDArray[np.int64] | None = None,
-    seed: int = 0,
+    truth: NDArray[np.bool_], scores: Floats, *, groups: NDArray[np.int64] | None = None
 ) -> tuple[float, float]:
-    """95 % percentile interval of the mean of `average_precisions`, resampled within strata, or by groups.
+    """95 % interval of the mean of `average_precisions`: jackknife over samples, or over groups of them.
 
-    1,000 resamples, fewer (not below 200) where samples x classes exceed 100,000.
+    Resampling is no way here: a sample that is drawn twice ranks beside itself, which raises every precision, so that
+    percentiles of resamples hold the truth in 66 to 95 of 100 where this does in 93 to 98.
+
+    Args:
+        truth: (N, K).
+        scores: (N, K).
+        groups: (N,) numbers of the groups that samples belong to; more than 200 are left out several at a time.
     """
-    num_units = len(truth) if groups is None else int(groups.max()) + 1
-
-    def means(drawn: NDArray[np.int64]) -> Floats:
-        values = average_precisions(truth, scores, drawn if groups is None else drawn[:, groups])
-        known = ~np.isnan(values)
-        return np.divide(
-            np.nansum(values, axis=1), known.sum(axis=1), out=np.full(len(values), np.nan), where=known.any(axis=1)
-        )
-
-    rounds = int(np.clip(_BUDGET // max(truth.size, 1), LEAST_RESAMPLES, NUM_RESAMPLES))
-    return percentiles(resample_samples(num_units, means, strata=strata, seed=seed, num_resamples=rounds))
+    value = mean_known(average_precisions(truth, scores))
+    if np.isnan(value):
+        return value, value
+    if groups is None:
+        without = np.zeros(len(truth))
+        known = np.zeros(len(truth), np.int64)
+        for column, score in zip(truth.T, scores.T, strict=True):
+            found = _average_precision_without_one(column, score)
+            without += np.nan_to_num(found)
+            known += ~np.isnan(found)
+        without = np.divide(without, known, out=np.full(len(truth), np.nan), where=known > 0)
+    else:
+        blocks = groups % MOST_BLOCKS
+        kept = np.unique(blocks)[:, None] != blocks
+        without = np.array([mean_known(values) for values in average_precisions(truth, scores, kept)])
+    return jackknife(np.ones(len(without)), without, value)
 
 
 def mean_known(values: Floats) -> float:
@@ -143,3 +149,32 @@ def _average_precision(times: NDArray[np.int32], truth: NDArray[np.bool_], score
     hits = np.cumsum(gained, axis=0)
     area = (gained * (hits / np.maximum(seen, 1))).sum(axis=0)
     return np.divide(area, hits[-1], out=np.full(times.shape[1], np.nan), where=hits[-1] > 0)
+
+
+def _average_precision_without_one(truth: NDArray[np.bool_], score: Floats) -> Floats:
+    """Average precision of one class without each sample in turn. Returns: (N,), NaN where no sample of the class is left.
+
+    A sample that is taken out lowers the counts of its own step and of all steps below, and of no other.
+    """
+    if not truth.any():
+        return np.full(len(score), np.nan)
+    order = np.argsort(-score, kind="stable")
+    own = truth[order]
+    last_of_tie = np.append(np.flatnonzero(np.diff(score[order])), len(score) - 1)
+    step_of = np.repeat(np.arange(len(last_of_tie)), np.diff(last_of_tie, prepend=-1))
+    seen, hits = last_of_tie + 1.0, np.cumsum(own)[last_of_tie].astype(np.float64)
+    gained = np.diff(hits, prepend=0.0)
+    area = gained * hits / seen
+    above = np.cumsum(area) - area
+    left = np.maximum(seen - 1, 1)  # nothing is seen, and nothing gained, where the only sample of the first step goes
+    without_other = above + _down_to(gained * hits / left)
+    below = gained * (hits - 1) / left
+    without_own = above + (gained - 1) * (hits - 1) / left + _down_to(below) - below
+    values = np.empty(len(score))
+    values[order] = share(np.where(own, without_own[step_of], without_other[step_of]), hits[-1] - own, otherwise=np.nan)
+    return values
+
+
+def _down_to(steps: Floats) -> Floats:
+    """Sums from each step to the last."""
+    return np.cumsum(steps[::-1])[::-1]

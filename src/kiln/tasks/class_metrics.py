@@ -139,10 +139,7 @@ def _calibration_error(bins: Any) -> WithOwnInterval:
 
 
 def _average_precision_interval(answers: ClassAnswers, how: How) -> Ends:
-    strata = answers.targets if how.groups is None else None
-    return ranking.mean_average_precision_interval(
-        answers.truth, answers.probabilities, strata=strata, groups=groups_of(how), seed=how.seed
-    )
+    return ranking.mean_average_precision_interval(answers.truth, answers.probabilities, groups=groups_of(how))
 
 
 def _top(k: int) -> Measure:
@@ -251,11 +248,7 @@ def of_class(what: str, index: int) -> Measure:
     return WithOwnInterval(
         lambda answers: ranking.mean_known(ranking.average_precisions(answers.truth[:, one], answers.scores[:, one])),
         lambda answers, how: ranking.mean_average_precision_interval(
-            answers.truth[:, one],
-            answers.scores[:, one],
-            strata=answers.strata if how.groups is None else None,
-            groups=groups_of(how),
-            seed=how.seed,
+            answers.truth[:, one], answers.scores[:, one], groups=groups_of(how)
         ),
     )
 

@@ -85,18 +85,6 @@ class LabelAnswers(Answers):
         """The samples from the surest down."""
         return Answered(self.sure, self.right)
 
-    @cached_property
-    def f1_intervals(self) -> dict[int, dict[str, Ends]]:
-        """Kept by seed: both intervals are of the same resamples."""
-        return {}
-
-
-def _f1_interval(name: str, answers: LabelAnswers, how: How) -> Ends:
-    kept = answers.f1_intervals
-    if how.seed not in kept:
-        kept[how.seed] = multilabel.f1_intervals(answers.truth, answers.said, seed=how.seed)
-    return kept[how.seed][name]
-
 
 def _mean_average_precision(answers: LabelAnswers) -> float:
     """Of the labels that occur; 0 where none does."""
@@ -106,7 +94,7 @@ def _mean_average_precision(answers: LabelAnswers) -> float:
 def _average_precision_interval(answers: LabelAnswers, how: How) -> Ends:
     if not answers.truth.any():
         return 0.0, 1.0
-    return ranking.mean_average_precision_interval(answers.truth, answers.logits, groups=groups_of(how), seed=how.seed)
+    return ranking.mean_average_precision_interval(answers.truth, answers.logits, groups=groups_of(how))
 
 
 def _calibration_error(bins: Any) -> WithOwnInterval:
@@ -123,11 +111,6 @@ def _calibration_error(bins: Any) -> WithOwnInterval:
     return WithOwnInterval(value, interval, higher_is_better=False)
 
 
-def _of_counts(name: str, function: counts.Statistic) -> Measure:
-    own = partial(_f1_interval, name) if name in ("f1_macro", "f1_micro") else None
-    return OfCounts(function, own=own)
-
-
 TABLE: dict[str, Measure] = {
     "accuracy": Share(lambda answers: answers.right),
     "label_accuracy": Mean(lambda answers: multilabel.label_shares(answers.truth, answers.said), higher_is_better=True),
@@ -137,7 +120,7 @@ TABLE: dict[str, Measure] = {
         for average in AVERAGES
     },
     **{
-        f"f{beta}_{average}": _of_counts(f"f{beta}_{average}", partial(counts.f_beta, beta=beta, average=average))
+        f"f{beta}_{average}": OfCounts(partial(counts.f_beta, beta=beta, average=average))
         for beta in BETAS
         for average in AVERAGES
     },
