@@ -85,7 +85,7 @@ def row_of(what: str, found: dict[str, Any]) -> dict[str, Any]:
 def row_of_views(run: Any, views: str) -> dict[str, Any]:
     """What a model reaches by looking several times, beside the same model looking once."""
     import kiln
-    from kiln.jobs.together import Candidate, common_samples
+    from kiln.jobs.together.candidates import Candidate, common_samples
     from kiln.measure.paired import compare_shares
 
     plain, viewed = (

@@ -103,8 +103,8 @@ class Stopwatch:
 
 
 def watch_training() -> Stopwatch:
-    from kiln.jobs.save import Saver
     from kiln.jobs.train import _Session
+    from kiln.jobs.training.save import Saver
 
     watch = Stopwatch()
     watch.around(_Session, "_loop", "loop")

@@ -24,8 +24,8 @@ from PIL import Image
 
 import kiln.cli
 import kiln.cli.train
-import kiln.jobs.save
 import kiln.jobs.train
+import kiln.jobs.training.save
 import kiln.optim.optimizers
 import kiln.runtimes.torch
 import kiln.tasks.classification
@@ -123,7 +123,7 @@ class Listening:
 
 
 def signal_while_saving(number: int) -> None:
-    write, fsync = kiln.jobs.save.checkpoint.write_checkpoint, os.fsync
+    write, fsync = kiln.jobs.training.save.checkpoint.write_checkpoint, os.fsync
 
     def interrupted_fsync(handle: int) -> None:
         os.kill(os.getpid(), number)
@@ -137,7 +137,7 @@ def signal_while_saving(number: int) -> None:
         finally:
             os.fsync = fsync
 
-    kiln.jobs.save.checkpoint.write_checkpoint = write_checkpoint
+    kiln.jobs.training.save.checkpoint.write_checkpoint = write_checkpoint
 
 
 def die_before(number: int) -> None:

@@ -15,7 +15,7 @@ import torch
 
 from kiln.augment import WarpColorErase, backend, compiled, operations, policy
 from kiln.augment.erasing import windows
-from kiln.jobs.save import bitwise_conditions
+from kiln.jobs.training.save import bitwise_conditions
 
 pytest.importorskip("numba")
 normalized = importlib.import_module("kiln.augment.normalized")  # the package has a function of that name

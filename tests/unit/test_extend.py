@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from small_training import make_state
 
 from kiln.errors import UsageError
-from kiln.jobs.extend import extended_schedule, extension
+from kiln.jobs.training.extend import extended_schedule, extension
 from kiln.metrics import Metric
 from kiln.optim.schedules import constant, cosine, lambda_, one_cycle, with_warmup
 from kiln.recipe.duration import Duration

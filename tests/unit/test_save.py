@@ -4,7 +4,7 @@ import importlib.metadata
 import subprocess
 import sys
 
-from kiln.jobs.save import environment
+from kiln.jobs.training.save import environment
 
 
 def test_the_environment_names_what_the_numbers_depend_on():

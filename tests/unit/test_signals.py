@@ -12,7 +12,7 @@ from small_training import Batches, make_state, make_step, pictures
 from kiln.engine.checkpoint import read_checkpoint, write_checkpoint
 from kiln.engine.fit import fit
 from kiln.events import Stopped
-from kiln.jobs.signals import STOPS, heeding_signals, preempted
+from kiln.jobs.training.signals import STOPS, heeding_signals, preempted
 
 SIGNALS = [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT]
 

@@ -28,7 +28,7 @@ def train_and_tell(data: str | None, *, quiet: bool, json: bool, **settings: Any
         if _is_launched():  # it is in the status, and whoever started us says it
             return
         raise
-    if not _is_launched() and load_object("kiln.jobs.launch:rank")() == 0:
+    if not _is_launched() and load_object("kiln.jobs.training.launch:rank")() == 0:
         tell_outcome(run.summary(), json=json, measured=quiet)
 
 
@@ -50,7 +50,7 @@ def _assigned(settings: Mapping[str, Any]) -> str:
 
 
 def _is_launched() -> bool:
-    return load_object("kiln.jobs.launch:is_launched")()
+    return load_object("kiln.jobs.training.launch:is_launched")()
 
 
 def _progress(*, quiet: bool, json: bool) -> Any:

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from kiln.errors import DataError, UsageError
 from kiln.jobs.evaluate import samples_of
 from kiln.jobs.measure import collect, judge
-from kiln.jobs.results import read_results, write_results
+from kiln.jobs.training.results import read_results, write_results
 from kiln.metrics import wilson
 from kiln.metrics.calibration import METHODS, Method, threshold_for_accuracy, threshold_for_coverage
 from kiln.models.modelfile import set_decision

@@ -14,9 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kiln.errors import ResourceError, UsageError
-from kiln.jobs.compare_recipes import compare_recipes, groups_among
-from kiln.jobs.compare_speed import Speed, measure_speed, num_parameters, size_on_disk
-from kiln.jobs.contenders import (
+from kiln.jobs.comparing.contenders import (
     Aligned,
     Asking,
     Contender,
@@ -27,6 +25,8 @@ from kiln.jobs.contenders import (
     open_pictures,
     require_models,
 )
+from kiln.jobs.comparing.recipes import compare_recipes, groups_among
+from kiln.jobs.comparing.speed import Speed, measure_speed, num_parameters, size_on_disk
 from kiln.jobs.evaluate import SPLITS
 from kiln.language import tr
 from kiln.measure.paired import compare_shares, holm

@@ -6,11 +6,11 @@ from typing import Any
 
 from torch.random import fork_rng
 
-from kiln.jobs.announce import describe
 from kiln.jobs.asked import asked_for
 from kiln.jobs.assembly.assemble import assemble, make_strategy
 from kiln.jobs.assembly.resolve import resolve
 from kiln.jobs.intake import take_in
+from kiln.jobs.training.announce import describe
 from kiln.observe.progress import Progress
 from kiln.optim.groups import describe_groups
 from kiln.recipe import Recipe

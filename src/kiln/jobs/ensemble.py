@@ -13,10 +13,10 @@ from typing import Any
 import numpy as np
 
 from kiln.errors import ArtifactError, DataError, UsageError
-from kiln.jobs.blend import Blend, Weights, plain_metrics
 from kiln.jobs.evaluate import samples_of
 from kiln.jobs.measure import collect
-from kiln.jobs.together import Candidate, common_samples, open_candidates
+from kiln.jobs.together.blend import Blend, Weights, plain_metrics
+from kiln.jobs.together.candidates import Candidate, common_samples, open_candidates
 from kiln.language import tr
 from kiln.models.ensemblefile import ENSEMBLE, EnsembleFile, Member, write_ensemble
 from kiln.models.seal import verify_seal

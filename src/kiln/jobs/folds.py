@@ -13,11 +13,11 @@ import numpy as np
 
 from kiln.data.fingerprint import compare_fingerprint
 from kiln.errors import DataError, KilnError, Preempted, UsageError
-from kiln.jobs import launch
 from kiln.jobs.intake import open_recipe_source
 from kiln.jobs.measure import judge
-from kiln.jobs.results import write_results
-from kiln.jobs.signals import Interrupted, preempted, stopping_at_once
+from kiln.jobs.training import launch
+from kiln.jobs.training.results import write_results
+from kiln.jobs.training.signals import Interrupted, preempted, stopping_at_once
 from kiln.language import tr
 from kiln.observe.outputs import KeptOutputs, SplitOutputs
 from kiln.observe.progress import Progress

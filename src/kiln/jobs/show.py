@@ -23,7 +23,7 @@ from kiln.jobs.assembly.batches import Pipeline, assemble_batches
 from kiln.jobs.assembly.features import hold_views
 from kiln.jobs.assembly.resolve import Settings, resolve
 from kiln.jobs.intake import Intake, stem_of, take_in
-from kiln.jobs.recorded import plan_of_run
+from kiln.jobs.training.recorded import plan_of_run
 from kiln.recipe import Recipe
 from kiln.reports.contact_sheet import (
     Frame,

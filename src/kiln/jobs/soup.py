@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from kiln.errors import DataError, UsageError
-from kiln.jobs.averaging import Average, Averaging
-from kiln.jobs.blend import plain_metrics
-from kiln.jobs.together import common_samples, open_candidates
+from kiln.jobs.together.averaging import Average, Averaging
+from kiln.jobs.together.blend import plain_metrics
+from kiln.jobs.together.candidates import common_samples, open_candidates
 from kiln.language import tr
 from kiln.models.modelfile import save_model
 from kiln.runtimes import MODEL_NAME

@@ -20,18 +20,18 @@ from kiln.engine.state import State
 from kiln.engine.strategy import Strategy, naming_lost_peers
 from kiln.errors import KilnError, NumericError, Preempted, UsageError
 from kiln.events import Event, Saved
-from kiln.jobs import launch
-from kiln.jobs.announce import describe, describe_use
 from kiln.jobs.asked import asked_for
 from kiln.jobs.assembly.assemble import Training, assemble, make_strategy, wrap_for_processes
 from kiln.jobs.assembly.resolve import Settings, resolve
-from kiln.jobs.extend import extended_schedule, extension
-from kiln.jobs.finish import all_bad, finish, write_bad_files
 from kiln.jobs.folds import is_folds, train_folds
 from kiln.jobs.intake import Intake, check_headers_of, refuse_bad_headers, stem_of, take_in
-from kiln.jobs.recorded import changes_of, find_run, recorded_settings
-from kiln.jobs.save import Saver, bitwise_conditions, environment
-from kiln.jobs.signals import STOPS, Interrupted, heeding_signals, preempted, stopping_at_once
+from kiln.jobs.training import launch
+from kiln.jobs.training.announce import describe, describe_use
+from kiln.jobs.training.extend import extended_schedule, extension
+from kiln.jobs.training.finish import all_bad, finish, write_bad_files
+from kiln.jobs.training.recorded import changes_of, find_run, recorded_settings
+from kiln.jobs.training.save import Saver, bitwise_conditions, environment
+from kiln.jobs.training.signals import STOPS, Interrupted, heeding_signals, preempted, stopping_at_once
 from kiln.language import tr
 from kiln.language.patterns import translated
 from kiln.observe.memory import expand_segments

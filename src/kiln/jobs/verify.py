@@ -10,12 +10,12 @@ from torch.random import fork_rng
 
 from kiln.engine.strategy import Single
 from kiln.errors import UsageError
-from kiln.jobs.announce import exactness
 from kiln.jobs.asked import asked_for
 from kiln.jobs.assembly.assemble import Training, assemble
 from kiln.jobs.assembly.resolve import Settings, resolve
 from kiln.jobs.intake import Intake, take_in
-from kiln.jobs.recorded import plan_of_run
+from kiln.jobs.training.announce import exactness
+from kiln.jobs.training.recorded import plan_of_run
 from kiln.measure.repeat import Difference, StepTrace, first_difference, trace
 from kiln.recipe import Recipe
 from kiln.run import Run, is_run

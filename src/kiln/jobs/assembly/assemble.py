@@ -276,6 +276,12 @@ CONSUMED_ELSEWHERE = (
     *("data.class_names", "data.decisions", "data.val_fraction", "data.test_fraction"),  # jobs/intake.py, as the next
     *("data.folds", "data.fold"),
     *("task.name", "task.separator"),
-    *("run.output", "run.name", "run.report", "checkpoint.keep", "model.trust"),  # jobs/train.py and jobs/finish.py
+    *(
+        "run.output",
+        "run.name",
+        "run.report",
+        "checkpoint.keep",
+        "model.trust",
+    ),  # jobs/train.py and jobs/training/finish.py
     *("answers.calibration", "answers.wanted_accuracy", "answers.wanted_coverage", "answers.max_unfamiliarity"),
 )

@@ -10,10 +10,10 @@ from typing import Any
 
 from kiln.data.fingerprint import compare_fingerprint
 from kiln.errors import DataError, UsageError
-from kiln.jobs import launch
 from kiln.jobs.asked import Asked
 from kiln.jobs.assembly.resolve import Settings, resolve
 from kiln.jobs.intake import Intake, take_in
+from kiln.jobs.training import launch
 from kiln.recipe import Recipe
 from kiln.recipe.trust import code_names, require_trust
 from kiln.run import CHECKPOINTS, RECIPE, RESOLVED, Run, read_yaml, runs_in

@@ -18,11 +18,11 @@ from kiln.data.loader import Assembler, BadFiles, evaluation_batches
 from kiln.data.source import Source
 from kiln.engine.statistics import BATCHES, renew_statistics
 from kiln.errors import DataError
-from kiln.jobs.blend import metric_of, reported, signed
 from kiln.jobs.calibrate import Wanted, fit_decision
 from kiln.jobs.evaluate import samples_of
 from kiln.jobs.measure import collect
-from kiln.jobs.together import Candidate, Common
+from kiln.jobs.together.blend import metric_of, reported, signed
+from kiln.jobs.together.candidates import Candidate, Common
 from kiln.language import tr
 from kiln.measure.paired import compare_shares
 from kiln.metrics import Metric

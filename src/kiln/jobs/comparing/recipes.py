@@ -12,7 +12,7 @@ import numpy as np
 
 from kiln.data.storage import counted
 from kiln.errors import UsageError
-from kiln.jobs.contenders import Asking, Contender, align, choose_split, contenders, hear
+from kiln.jobs.comparing.contenders import Asking, Contender, align, choose_split, contenders, hear
 from kiln.language import tr
 from kiln.measure.paired import holm
 from kiln.measure.seeds import LEAST_SEEDS, paired_by_seed, welch

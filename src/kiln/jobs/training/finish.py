@@ -10,14 +10,14 @@ from dataclasses import replace
 from pathlib import Path
 
 from kiln.errors import DataError
-from kiln.jobs.announce import proofs
 from kiln.jobs.assembly.assemble import Training
 from kiln.jobs.assembly.resolve import Settings
 from kiln.jobs.calibrate import Wanted, fit_decision
 from kiln.jobs.intake import Intake
 from kiln.jobs.measure import Measured, collect, judge
 from kiln.jobs.report import write_report
-from kiln.jobs.results import write_results
+from kiln.jobs.training.announce import proofs
+from kiln.jobs.training.results import write_results
 from kiln.language import tr, word
 from kiln.language.patterns import translated
 from kiln.language.width import label

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kiln.jobs.calibrate import Wanted, fit_decision
-from kiln.jobs.together import Candidate, Common, said_of
+from kiln.jobs.together.candidates import Candidate, Common, said_of
 from kiln.language import tr
 from kiln.measure.paired import compare_shares
 from kiln.metrics import Metric

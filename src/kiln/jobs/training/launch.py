@@ -19,7 +19,7 @@ from typing import Any, TextIO
 import psutil
 
 from kiln.errors import DistributedError, UsageError, family_of
-from kiln.jobs.signals import STOPS, preempted
+from kiln.jobs.training.signals import STOPS, preempted
 from kiln.language import VARIABLE, current
 from kiln.observe.progress import Progress
 from kiln.recipe import Recipe

@@ -11,7 +11,7 @@ import numpy as np
 
 from kiln.data.images import BadSample, ContractImages
 from kiln.data.source import Source
-from kiln.jobs.contenders import Contender
+from kiln.jobs.comparing.contenders import Contender
 from kiln.measure.side_by_side import take_turns
 from kiln.models.ensemblefile import ENSEMBLE, read_ensemble
 from kiln.pixels import stack_padded

@@ -1,0 +1,1 @@
+"""What `compare` is made of: models on the same samples, recipes over seeds, speed."""

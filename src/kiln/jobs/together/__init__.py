@@ -1,0 +1,1 @@
+"""What ensembles and soups are made of."""
