@@ -8,13 +8,13 @@ import torch
 from torch import nn
 
 from kiln.errors import SecurityError, UsageError
+from kiln.models.catalogue import torchvision_names
 from kiln.models.create import create_model, main_and_auxiliary
 from kiln.models.device import device_note, resolve_device
 from kiln.models.normalize import Normalized
 from kiln.models.sizes import smallest_size
 from kiln.models.spec import ModelSpec, for_channels
 from kiln.models.surgery import head_names
-from kiln.models.torchvision_family import torchvision_names
 
 # The light ones of each family of heads; the slow test below takes them all.
 TORCHVISION = ("densenet121", "mobilenet_v3_small", "regnet_x_400mf", "shufflenet_v2_x0_5", "squeezenet1_1", "swin_t")

@@ -8,12 +8,11 @@ from typing import Any
 
 import torchvision
 from timm.models import get_arch_pretrained_cfgs
-from timm.models import list_models as timm_list_models
 
+from kiln.models.catalogue import model_names
 from kiln.models.create import create_model
 from kiln.models.describe import costs_of
 from kiln.models.sizes import smallest_size, takes
-from kiln.models.torchvision_family import torchvision_names
 
 
 def list_models(pattern: str = "*", pretrained: bool = False) -> list[dict[str, Any]]:
@@ -27,8 +26,7 @@ def list_models(pattern: str = "*", pretrained: bool = False) -> list[dict[str, 
         `--model NAME.TAG` takes, or for torchvision those of its own list; empty without published weights).
     """
     pattern = pattern if any(sign in pattern for sign in "*?[") else f"*{pattern}*"
-    names = ["kiln/small_cnn", *timm_list_models(), *(f"torchvision/{name}" for name in torchvision_names())]
-    fitting = [name for name in names if fnmatch.fnmatchcase(name.lower(), pattern.lower())]
+    fitting = [name for name in model_names() if fnmatch.fnmatchcase(name.lower(), pattern.lower())]
     rows = [{"name": name, "weights": _published(name)} for name in fitting]
     return [row for row in rows if row["weights"] or not pretrained]
 

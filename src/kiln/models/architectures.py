@@ -10,7 +10,8 @@ from typing import Any
 from torch import nn
 
 from kiln.errors import ArtifactError, UsageError
-from kiln.models.family import HUB, Built, Wanted, unknown_model
+from kiln.models.catalogue import unknown_model
+from kiln.models.family import HUB, Built, Wanted
 from kiln.models.small_cnn import MIN_SIZE, SmallCNN
 from kiln.names import load_object, load_trusted
 

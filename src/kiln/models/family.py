@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -75,25 +74,6 @@ class Built:
     fixed_size: bool = False
     report: LoadReport | None = None
     notes: tuple[str, ...] = ()
-
-
-def unknown_model(name: str) -> UsageError:
-    """The error for a name that no family knows, with the closest names of all."""
-    from timm.models import list_models as timm_list_models
-
-    from kiln.models.torchvision_family import torchvision_names
-
-    known = [*timm_list_models(), *(f"torchvision/{entry}" for entry in torchvision_names()), "kiln/small_cnn"]
-    similar = difflib.get_close_matches(name.lower(), known, n=6, cutoff=0.5)
-    hint = f"torchvision/{name}" if name in torchvision_names() else "kiln models '*PATTERN*' lists what there is"
-    return UsageError(
-        "E108",
-        f"unknown model {name!r}",
-        expected="a timm name, torchvision/NAME, hf-hub:OWNER/NAME, kiln/small_cnn, or your own module:function",
-        got=name,
-        choices=similar,
-        hint=hint,
-    )
 
 
 def refuse_reserved(wanted: Wanted) -> None:

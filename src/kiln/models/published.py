@@ -21,8 +21,9 @@ import torch
 
 from kiln.errors import ArtifactError, UsageError
 from kiln.models import download
+from kiln.models.catalogue import unknown_model
 from kiln.models.convert import cache_folder
-from kiln.models.family import HUB, unknown_model
+from kiln.models.family import HUB
 from kiln.models.hub import HUB_FILES, WAYS, cached_hub_file, cached_promise, hub_address, hub_file, path_by_hand
 from kiln.models.integrity import Promise, hash_in_name, sha256_of
 from kiln.models.load import Origin

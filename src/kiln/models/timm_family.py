@@ -14,7 +14,8 @@ from timm.models._pretrained import PretrainedCfg
 from torch import nn
 
 from kiln.errors import ArtifactError, UsageError
-from kiln.models.family import HUB, RESERVED, Built, Wanted, refuse_reserved, unknown_model
+from kiln.models.catalogue import unknown_model
+from kiln.models.family import HUB, RESERVED, Built, Wanted, refuse_reserved
 from kiln.models.load import LoadReport, Origin
 from kiln.models.sizes import patch_size
 from kiln.models.weights import hub_file, timm_state

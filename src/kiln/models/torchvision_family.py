@@ -11,16 +11,12 @@ import torchvision
 from torch import nn
 
 from kiln.errors import UsageError
-from kiln.models.family import Built, Wanted, refuse_reserved, unknown_model
+from kiln.models.catalogue import torchvision_names, unknown_model
+from kiln.models.family import Built, Wanted, refuse_reserved
 from kiln.models.load import LoadReport, load_weights
 from kiln.models.published import from_address, torchvision_entry
 from kiln.models.surgery import head_names, replace_stem_, set_dropout_
 from kiln.models.weights import published_state
-
-
-def torchvision_names() -> list[str]:
-    """The classification models of torchvision."""
-    return torchvision.models.list_models(module=torchvision.models)
 
 
 def entry_of(name: str, weights: str) -> str:
