@@ -24,7 +24,7 @@ import numpy as np
 import record
 from sklearn.metrics import accuracy_score, f1_score
 
-from kiln.metrics import bootstrap, counts, mean_of_shares, ranking, wilson
+from kiln.metrics import bootstrap, counts, ranking, wilson
 from kiln.metrics.intervals import jackknife, percentiles, resample_samples
 
 PACKAGES = ("torchkiln", "numpy", "scikit-learn")
@@ -35,6 +35,7 @@ LOW, HIGH = 0.93, 0.97
 MOST_SECONDS = 2.0
 CLAIMED = ("accuracy", "macro F1")
 STATISTICS: dict[str, tuple[counts.Statistic, float]] = {
+    "balanced accuracy": (counts.balanced_accuracy, 0.0),
     "macro F1": (counts.f_beta, 0.0),
     "macro precision": (counts.precision, 0.0),
     "MCC": (counts.matthews, -1.0),
@@ -60,8 +61,6 @@ def intervals_of(confusion: np.ndarray) -> Iterator[tuple[str, float, float]]:
     """Name and ends of the interval of every metric, as `kiln evaluate` gives them."""
     low, high = wilson(np.trace(confusion), confusion.sum())
     yield "accuracy", float(low), float(high)
-    present = confusion.sum(axis=1) > 0
-    yield "balanced accuracy", *mean_of_shares(np.diag(confusion)[present], confusion.sum(axis=1)[present])
     whole, (units, times) = counts.of_confusion(confusion), counts.cells(confusion)
     without = counts.without_one(whole, units)
     for name, (statistic, least) in STATISTICS.items():
@@ -85,17 +84,15 @@ def coverage(given: argparse.Namespace) -> tuple[list[record.Claim], list[dict[s
         for accuracy in ACCURACIES:
             table = population(num_classes, accuracy)
             whole = counts.of_confusion(table)
-            balanced = float(counts.balanced_accuracy(whole))
             truth = {
                 "accuracy": np.trace(table),
-                "balanced accuracy": balanced,
                 **{name: f(whole) for name, (f, _) in STATISTICS.items()},
             }
             rows += [
                 _covered(table, n, truth, given) | {"classes": num_classes, "about": accuracy, "n": n}
                 for n in (SIZES[:1] if given.quick else SIZES)
             ]
-    names = ["accuracy", "balanced accuracy", *STATISTICS, "macro F1, percentiles"]
+    names = ["accuracy", *STATISTICS, "macro F1, percentiles"]
     record.show(
         f"Data sets of 100 whose interval holds the truth ({given.datasets:,} data sets each; percentiles: {given.slow:,})",
         ["classes, accuracy, n", *names],

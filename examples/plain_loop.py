@@ -1,12 +1,13 @@
 """A hand-written loop with Kiln's parts: no command, no recipe, no run folder.
 
-    python examples/plain_loop.py photos/          # class folders, a table, or an archive of either
+    python examples/plain_loop.py photos/          # class folders, a table, or an archive of either; digits without one
 
 Every part works alone in plain PyTorch. What you give up by writing the loop yourself: exact resume, checkpoints, the
 guard against non-finite steps, several processes. `kiln train` and `kiln.engine.fit` have those.
 """
 
 import sys
+from pathlib import Path
 
 import torch
 
@@ -15,6 +16,7 @@ from kiln.data.images import ContractImages, RandomCropImages
 from kiln.data.loader import Assembler, BadFiles, TrainLoader, evaluation_batches
 from kiln.data.sampler import Cut, Shuffle
 from kiln.data.split import split_source
+from kiln.jobs.demo import write_digits
 from kiln.losses import CrossEntropy
 from kiln.models.normalize import Normalized
 from kiln.optim.groups import parameter_groups
@@ -70,4 +72,4 @@ def main(data: str, *, epochs: int = 5, batch_size: int = 16, px: int = 32, lr: 
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:2] or ["photos/"])
+    main(sys.argv[1] if sys.argv[1:] else str(write_digits(Path("runs/digits-images"))))

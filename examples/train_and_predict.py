@@ -1,13 +1,15 @@
 """The whole way from Python: train, look at what was reached, predict, go on with the model file alone.
 
-    python examples/train_and_predict.py photos/ new/*.jpg
+    python examples/train_and_predict.py photos/ new/*.jpg          # digits without them
 
 The run is the same as that of `kiln train photos/ --epochs 10 --seed 0`, weights and all.
 """
 
 import sys
+from pathlib import Path
 
 import kiln
+from kiln.jobs.demo import write_digits
 
 
 def main(data: str, *images: str, output: str = "runs", **settings: object) -> list[str]:
@@ -30,4 +32,4 @@ def main(data: str, *images: str, output: str = "runs", **settings: object) -> l
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:] or ["photos/"])
+    main(*sys.argv[1:] or [str(write_digits(Path("runs/digits-images")))])

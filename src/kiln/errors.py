@@ -24,6 +24,7 @@ CODES: dict[str, str] = {
     "E108": "an unknown model, loss, optimizer, schedule or task",
     "E109": "a device that this machine does not have",
     "E110": "the output exists, or its folder does not",
+    "E111": "there is no such run or model",
     # data
     "E201": "no images where data was expected",
     "E202": "an image cannot be read",

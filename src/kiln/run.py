@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import difflib
 import json
 import os
 import shlex
@@ -42,17 +43,18 @@ class Run:
 
     Args:
         path: the folder.
-    Raises: UsageError: it is no run folder.
+    Raises: UsageError: there is nothing (E111), or no run folder (E105).
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = Path(path)
+        if not self.path.exists():
+            raise not_there(self.path)
         if not (self.path / RECIPE).is_file():
             raise UsageError(
                 "E105",
                 f"{self.path} is no run folder: it has no {RECIPE}",
-                got="" if self.path.is_dir() else str(self.path),
-                choices=runs_near(self.path),
+                choices=models_in(self.path),
                 hint="name a folder that kiln train made",
             )
 
@@ -257,8 +259,10 @@ def clean(folder: Path) -> None:
 def new_folder(output: Path, name: str | None, *, stem: str) -> Path:
     """Make the folder of a new run: `name`, or `stem` with a number where it is taken.
 
-    Raises: UsageError: a run of that name is there. ResourceError: the place cannot be written.
+    Raises: UsageError: a run of that name is there, or it is a path. ResourceError: the place cannot be written.
     """
+    if name is not None and (name in ("", os.curdir, os.pardir) or not {"/", "\\"}.isdisjoint(name)):
+        raise UsageError("E102", f"name = {name!r}", expected="a name, not a path; --output says where")
     try:
         output.mkdir(parents=True, exist_ok=True)
         if name is not None:
@@ -325,9 +329,20 @@ def locked(folder: Path) -> Iterator[None]:
         yield
 
 
-def runs_near(path: Path) -> list[str]:
-    """Runs that may have been meant by what is no run: those in that folder, or beside it where there is none."""
-    return [str(run.path) for run in runs_in(path if path.is_dir() else path.parent)]
+def not_there(path: Path) -> UsageError:
+    """The error that names no run or model, with the name beside it that was probably meant; to be raised."""
+    names = [Path(near).name for near in models_in(path.parent)]
+    close = difflib.get_close_matches(path.name, names, n=1, cutoff=_SIMILAR)
+    return UsageError("E111", f"there is no {path}", hint=f"did you mean {path.parent / close[0]}?" if close else "")
+
+
+_SIMILAR = 0.7
+"""A slip of the finger or two in a name, and no other name that merely begins alike."""
+
+
+def models_in(folder: Path) -> list[str]:
+    """The runs in a folder that hold a model, or those of folds."""
+    return [str(run.path) for run in runs_in(folder) if (run.path / MODEL).is_file() or (run.path / FOLDS).is_file()]
 
 
 def runs_in(output: Path) -> list[Run]:

@@ -14,7 +14,7 @@ AGREED = """
 --test-fraction --folds --bad-files -j --workers --cache --cache-size
 --sampler --aug --mixup --cutmix --loss --smoothing --opt --lr --weight-decay --wd --momentum --clip-grad --sched --warmup
 --epochs -b --batch-size --micro-batch-size --precision --model-ema-decay --monitor --patience --seed
---checkpoint-every --output --name --device --strategy --processes
+--determinism --checkpoint-every --output --name --device --strategy --processes
 --preset --recipe --set --resume --extend --dry-run -q --quiet --json -h --help
 """
 
@@ -40,7 +40,7 @@ def names():
 
 def test_the_flags_are_those_agreed():
     assert names() == AGREED.split()
-    assert len(set(names())) == len(names()) == 59
+    assert len(set(names())) == len(names()) == 60
 
 
 def test_every_flag_names_a_field_and_speaks_its_help():
@@ -50,7 +50,7 @@ def test_every_flag_names_a_field_and_speaks_its_help():
         assert flag.help.startswith(FIELDS[flag.field].help), flag
         assert flag.metavar, flag
         visited += 1
-    assert visited == 45
+    assert visited == 46
     assert len({flag.field for flag in FLAGS}) == visited
 
 

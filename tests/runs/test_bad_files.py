@@ -112,6 +112,10 @@ def test_too_many_bad_headers_stop_before_training(tmp_path):
     assert said.status == 3
     assert said.err.startswith("error E206: 3 of 24 training files cannot be read\n  expected: at most 1.0%")
     assert "train/blue/03.png" in said.err
+    assert "(kiln check DATA lists them all), or allow more with --set data.max_bad_fraction=0.13\n" in said.err
+    assert (
+        command("train", data, *FLAGS, "--set", "data.max_bad_fraction=0.13", "--output", tmp_path / "more").status == 0
+    )
     assert [row["key"] for row in bad_rows(tmp_path / "runs/run")] == [f"train/blue/0{i}.png" for i in (0, 3, 6)]
     status = kiln.Run(tmp_path / "runs/run").status
     assert (status["state"], status["step"], status["code"]) == ("failed", 0, "E206")

@@ -117,7 +117,7 @@ def test_a_model_file_alone_needs_data_and_takes_it(run, trained, tmp_path):
     alone = shutil.copy(run.model_file, tmp_path / "model.safetensors")
     said = command("calibrate", alone)
     assert said.status == 2
-    assert "no data to evaluate on" in said.err
+    assert f"no data: {alone} is no run, and knows none\n  next: kiln calibrate {alone} DATA\n" in said.err
     found = kiln.calibrate(alone, trained.recipe.data.path, split="all", coverage=0.5)
     assert found["metrics"]["all"]["answers"]["coverage"]["value"] == pytest.approx(0.5, abs=0.01)
     assert read_model(alone).decision == json.loads(json.dumps(found["decision"]))

@@ -77,6 +77,7 @@ def test_a_model_against_itself_differs_in_nothing(place):
     assert said.status == 0, said.err
     name = f"{run.path.name} (2)"
     assert f"no difference shown between {name} and {run.path.name}" in said.out
+    assert said.out.startswith("split  test, 90 images in common\n")
     assert "0 samples went from wrong to right, 0 from right to wrong; both say the same of 100.0 %" in said.out
     assert re.search(r"90 samples show a true difference of \d+\.\d points in 80 of 100 cases", said.out)
     pair = kiln.compare(run, run, speed=False).pairs[0]
@@ -277,7 +278,7 @@ def test_too_few_seeds_are_refused_with_their_number(place, tmp_path):
         (["--group", "a", "--group", "b", "good/s2"], "a group without runs"),
         (["--group", "a", "good/s1", "--group", "a", "good/s2"], "the name is taken"),
         (["--group", "a", "good/s0", "good/s1", "good/s2"], "1 group of runs"),
-        (["good/s0", "good/s9"], "no such file"),
+        (["good/s0", "good/s9"], "error E111: there is no good/s9"),
     ],
 )
 def test_what_is_refused(place, monkeypatch, arguments, message):

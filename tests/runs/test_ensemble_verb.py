@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 
 import numpy as np
@@ -171,8 +172,10 @@ def test_models_that_do_not_go_together_are_refused(runs, data, tmp_path):
     with pytest.raises(DataError, match=r"do not take the same pixels: height: 16 and 24"):
         kiln.ensemble(runs[0], larger, output=tmp_path / "e")
     others = class_folders(tmp_path / "others", names=("blue", "green", "pink"))
-    with pytest.raises(ArtifactError, match="different classes: pink, red"):
-        kiln.ensemble(runs[0], train(others, tmp_path), output=tmp_path / "e")
+    other = train(others, tmp_path)
+    with pytest.raises(ArtifactError, match="know different classes") as caught:
+        kiln.ensemble(runs[0], other, output=tmp_path / "e")
+    assert list(caught.value.details) == [f"only {other.path}: 'pink'", f"only {runs[0].path}: 'red'"]
     with pytest.raises(UsageError, match="is no run, and knows no data"):
         kiln.ensemble(runs[0], shutil.copy(runs[1].model_file, tmp_path / "m.safetensors"), output=tmp_path / "e")
     assert not (tmp_path / "e").exists()
@@ -245,6 +248,15 @@ def test_the_command(runs, data, tmp_path):
     said = command("ensemble", *(run.path for run in runs), "--output", tmp_path / "e", "--metric", "loss")
     assert said.status == 0, said.err
     assert "tried  loss on val: best" in said.out
+    said_of_shares = command("ensemble", *(run.path for run in runs), "--output", tmp_path / "shares").out
+    assert re.search(r"^\S+ +\d+\.\d % +\d+\.\d % +\d+\.\d %$", said_of_shares, re.MULTILINE), said_of_shares
+    assert re.search(r"^tried  accuracy on val: best \d+\.\d %, ", said_of_shares, re.MULTILINE)
+    for verb in ("export", "report"):
+        refused = command(verb, tmp_path / "e")
+        assert refused.status == 2
+        assert "is an ensemble" in refused.err
+    assert f"kiln export {tmp_path}/e/members/" in command("export", tmp_path / "e").err
+    assert f"next: kiln calibrate {tmp_path / 'e'} DATA" in command("calibrate", tmp_path / "e").err
     assert "points (" in said.out
     assert f"next   kiln predict {tmp_path / 'e'} IMAGES" in said.out
     said = command("evaluate", tmp_path / "e", data, "--split", "val", "--json")

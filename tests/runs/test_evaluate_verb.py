@@ -219,14 +219,15 @@ def test_data_that_moved(tmp_path, monkeypatch):
 
 
 def test_what_is_no_model(trained, photos, tmp_path):
-    said = command("evaluate", tmp_path / "nowhere", photos)
-    assert said.status == 4
-    assert "no such file" in said.err
+    nowhere = tmp_path / "nowhere"
+    for verb in (["evaluate"], ["compare", trained.path], ["calibrate"], ["labels"], ["report"]):
+        said = command(*verb, nowhere)
+        assert (said.status, said.err) == (2, f"error E111: there is no {nowhere}\n"), verb
     said = command("evaluate", trained.path.parent, photos)  # the folder of the runs instead of one
     assert said.status == 4
     assert f"choices: {trained.path}" in said.err
-    said = command("evaluate", str(trained.path).replace("small", "smal"), photos)
-    assert f"did you mean: {trained.path}" in said.err
+    said = command("evaluate", f"{str(trained.path)[:-1]}", photos)
+    assert f"next: did you mean {trained.path}?" in said.err
     said = command("resume", trained.path.parent)
     assert said.status == 2
     assert f"choices: {trained.path}" in said.err

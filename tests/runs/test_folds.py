@@ -146,6 +146,14 @@ def test_a_finished_run_of_folds_trains_no_more(undisturbed, nursery, tmp_path):
     assert same(copy, undisturbed.run) == []
 
 
+def test_folds_are_several_models_and_no_one(undisturbed):
+    for verb in (["evaluate"], ["report"], ["predict"], ["export"]):
+        said = command(*verb, undisturbed.run, *(["x.png"] if verb == ["predict"] else []))
+        assert said.status == 4, verb
+        assert f"{undisturbed.run} holds 3 models, one of each fold\n" in said.err
+        assert f"next: kiln ensemble {undisturbed.run} makes one of them; " in said.err
+
+
 def quietly(data, output, **settings):
     return train(data, output, folds=3, **settings)
 

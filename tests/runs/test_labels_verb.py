@@ -5,12 +5,15 @@ from __future__ import annotations
 import csv
 import shutil
 
+import numpy as np
 import pytest
 from albums import class_folders, command, flat_images, train
 
 import kiln
 from kiln.data.checks.findings import COLUMNS
 from kiln.errors import DataError, UsageError
+from kiln.jobs.labels import label_findings
+from kiln.observe.outputs import KeptOutputs, SplitOutputs
 
 LONG = {"epochs": 30, "batch_size": 8, "lr": 0.01}
 PLANTED = {"red/00.png": "blue", "red/03.png": "blue", "green/08.png": "red"}
@@ -42,9 +45,11 @@ def test_what_was_planted_is_found_first_with_the_reason(folds):
         assert finding.decisions == ("keep",)
     assert found.num_samples == 48
     assert found.sizes == {"train": 48}
-    assert "of 48 labels about" in found.of("note")[0].detail
-    assert len(found.of("note")) == 1
-    assert len(kiln.labels(folds.path, top=2).of("label_error")) == 2
+    assert found.of("note")[0].detail.startswith("the models agree with the labels given for ")
+    assert "of 48 labels about" in found.of("note")[1].detail
+    assert len(found.of("note")) == 2
+    first = kiln.labels(folds.path, top=2)
+    assert (len(first.of("label_error")), first.left_out) == (2, len(suspects) - 2)
 
 
 def test_accepted_the_next_run_trains_on_the_corrected_labels(folds, mislabelled, tmp_path):
@@ -88,8 +93,13 @@ def test_the_command_tells_the_first_ones_and_says_what_next(folds):
     said = command("labels", folds.path)
     assert said.status == 0, said.err
     lines = said.out.splitlines()
-    assert {line.split("  ")[0] for line in lines[:3]} == set(PLANTED)
-    assert f"found  suspicious labels: {len(kiln.labels(folds).of('label_error'))} of 48" in lines
+    assert lines[0].startswith("note   the models agree with the labels given for ")
+    assert {line.split("  ")[0] for line in lines[2:5]} == set(PLANTED)
+    num = len(kiln.labels(folds).of("label_error"))
+    assert any(line.startswith(f"found  suspicious labels: {num} of 48") for line in lines)
+    first = command("labels", folds.path, "--top", 2).out
+    assert f"found  suspicious labels: {num} of 48, the first 2 listed\n" in first
+    assert first.count(", out of fold ") == 2
     assert lines[-1] == "next   kiln labels RUN --output OUT writes the pictures and the table of decisions"
     assert command("labels", folds.path, "--json").json["counts"]["label_error"] >= 3
 
@@ -100,9 +110,39 @@ def test_a_plain_run_judges_what_it_held_out_and_says_so(mislabelled, tmp_path):
     held_out = run.outputs().splits["val"].keys
     assert found.num_samples == len(held_out) < 48
     assert found.sizes == {"val": len(held_out)}
-    assert f"only the {len(held_out)} samples that the run held out were judged" in found.of("note")[1].detail
-    assert {finding.keys[0] for finding in found.of("label_error")} <= set(held_out)
-    assert all(", held out " in finding.detail for finding in found.of("label_error"))
+    assert f"only the {len(held_out)} samples that the run held out were judged" in found.of("note")[-1].detail
+    suspects = found.of("label_error") + found.of("label_doubt")
+    assert {finding.keys[0] for finding in suspects} <= set(held_out)
+    assert all(", held out " in finding.detail for finding in suspects)
+
+
+def test_weak_models_judge_no_label(mislabelled, tmp_path):
+    run = train(mislabelled, tmp_path / "runs", folds=4, epochs=1, lr=1e-6)
+    found = kiln.labels(run, tmp_path / "out", suggest="relabel")
+    assert found.of("label_error") == ()
+    assert {decision for finding in found for decision in finding.decisions} == {"keep"}
+    assert "they cannot judge labels: train longer" in found.of("note")[0].detail
+    assert not any("are wrong" in finding.detail for finding in found.of("note"))
+    page = (tmp_path / "out" / "labels.html").read_text()
+    assert "probably wrong" not in page
+    assert "labels that weak models doubt" in page
+    lines = command("labels", run.path).out.splitlines()
+    assert lines[0].startswith("note   these models are right for ")
+    assert any(line.startswith("found  labels that weak models doubt: ") for line in lines)
+
+
+@pytest.mark.parametrize(("right", "judges"), [(1.0, True), (0.7, True), (0.5, False), (0.34, False)])
+def test_models_judge_from_half_way_between_chance_and_perfection_on(right, judges):
+    targets = np.repeat(np.arange(3), 50)
+    said = np.where(np.tile(np.arange(50), 3) < round(right * 50), targets, (targets + 1) % 3)
+    logits = 3.0 * np.eye(3, dtype=np.float32)[said]
+    keys = tuple(f"{index}" for index in range(150))
+    names = tuple("abc"[target] for target in targets)
+    part = SplitOutputs(keys, names, logits, targets)
+    kept = KeptOutputs(("a", "b", "c"), {"name": "classification"}, {}, "", {"oof": part})
+    notes = [finding.detail for finding in label_findings(kept).of("note")]
+    assert any("labels about" in note for note in notes) == judges
+    assert f"{100 * round(right * 50) / 50:.1f} % of the images" in notes[0]
 
 
 def test_labels_of_several_are_judged_one_by_one(tmp_path):

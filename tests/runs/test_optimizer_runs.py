@@ -13,6 +13,12 @@ from kiln.observe.progress import make
 CHOICES = {
     "sam with adaptive clipping": {"optim.sam": 0.05, "optim.clip_adaptive": 0.05, "training.micro_batch_size": 5},
     "lbfgs on the full batch": {"optim.name": "lbfgs", "training.batch_size": "all", "optim.args": {"max_iter": 3}},
+    "muon in stages, of which the first has only what AdamW trains": {
+        "optim.name": "muon",
+        "schedule.name": "one_cycle",
+        "finetune.mode": "staged",
+        "finetune.random_weights": True,
+    },
     "muon": {"optim.name": "muon", "optim.layer_decay": 0.8, "optim.head_lr": 2.0},
     "lamb, which counts by group": {"optim.name": "lamb", "optim.lr": 0.01},
     "single samples": {"optim.name": "sgd", "training.batch_size": 1, "training.epochs": "20steps"},
@@ -83,3 +89,31 @@ def test_all_is_every_training_sample_in_usual_cuts(tmp_path):
     values = run.resolved["values"]
     assert values["training.batch_size"] == values["training.micro_batch_size"] == 30
     assert run.status["step"] == 2
+
+
+def test_muon_for_the_head_alone_is_refused(tmp_path):
+    data = class_folders(tmp_path / "photos")
+    flags = ("--output", tmp_path / "runs", "--opt", "muon", "--set", "finetune.random_weights=true")
+    said = command("train", data, *FLAGS, *flags, "--set", "finetune.mode=head")
+    assert said.status == 2
+    assert "muon finds no hidden matrix or kernel here" in said.err
+
+
+def test_a_loss_or_schedule_of_the_users_that_fails_in_mid_run_is_named_and_no_bug_of_kiln(tmp_path):
+    data, mine = class_folders(tmp_path / "photos"), tmp_path / "mine.py"
+    mine.write_text(
+        "import torch.nn.functional as F\n"
+        "calls = []\n"
+        "def late(outputs, targets):\n"
+        "    calls.append(1)\n"
+        "    return F.cross_entropy(outputs, targets) / (len(calls) < 3 or {}['gone'])\n"
+        "def boom(step):\n"
+        "    return 1 / (1 - step)\n"
+    )
+    said = command("train", data, *FLAGS, "--output", tmp_path / "a", "--loss", f"{mine}:late")
+    assert (said.status, "the loss late fails at step 2: KeyError: 'gone'" in said.err) == (2, True), said.err
+    assert "bug in Kiln" not in said.err
+    said = command("train", data, *FLAGS, "--output", tmp_path / "b", "--sched", f"{mine}:boom")
+    assert (said.status, "fails at its step 1: ZeroDivisionError" in said.err) == (2, True), said.err
+    said = command("train", data, *FLAGS, "--output", tmp_path / "c", "--set", "optim.betas=[0.9]")
+    assert (said.status, "betas = [0.9] for adamw" in said.err) == (2, True), said.err

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import re
 import shutil
 from pathlib import Path
 
@@ -52,6 +53,7 @@ def test_a_table_for_people(trained, photos):
     assert (said.status, said.err) == (0, "")
     assert said.out.splitlines()[0].split() == ["key", "label", "probability"]
     assert said.out.splitlines()[1].split()[:2] == ["32.png", "red"]
+    assert re.fullmatch(r"[01]\.\d{4}", said.out.splitlines()[1].split()[2])
     assert said.out.splitlines()[3:] == [
         "images 2",
         f"next   kiln predict {trained.path} INPUTS --output predictions.csv",
@@ -220,5 +222,5 @@ def test_a_model_of_another_kind_of_file(tmp_path):
     said = command("predict", photos / "red/02.png", photos)
     assert said.status == 4
     said = command("predict", tmp_path / "runs", photos)
-    assert said.status == 4
-    assert "no such file" in said.err
+    assert said.status == 2
+    assert f"there is no {tmp_path / 'runs'}" in said.err

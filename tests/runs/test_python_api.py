@@ -136,7 +136,7 @@ def test_recipes_and_overrides(photos, tmp_path):
         ({"batch_size": 0}, "training.batch_size = 0"),
         ({"overrides": {"optim.lrr": 1}}, "optim.lr"),
         ({"extend": "1ep"}, "needs a run to go on with"),
-        ({"resume": "nowhere"}, "nowhere is no run folder"),
+        ({"resume": "nowhere"}, "there is no nowhere"),
     ],
     ids=["unknown", "negative", "zero", "override", "extend", "resume"],
 )

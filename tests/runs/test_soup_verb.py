@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 
 import numpy as np
@@ -64,6 +65,19 @@ def test_uniform_takes_all_and_is_an_ordinary_model_file(runs, data, tmp_path):
     assert found["gain"]["low"] <= found["gain"]["value"] <= found["gain"]["high"]
 
 
+def test_where_nothing_helps_no_average_is_taken_and_no_gain_claimed(data, tmp_path):
+    good = train(data, tmp_path, name="good", epochs=12, lr=0.02)
+    worse = train(data, tmp_path, name="worse", epochs=1, lr=1e-9, seed=7)
+    found = kiln.soup(good, worse, output=tmp_path / "soup", metric="loss")
+    assert [one["taken"] for one in found["members"]] == [True, False]
+    assert found["gain"] is None
+    expected = f"no average was taken: none was as good as {good.path} alone, which is what was written"
+    assert found["notes"] == [expected]
+    said = command("soup", good.path, worse.path, "--output", tmp_path / "two", "--metric", "loss")
+    assert "gain" not in said.out
+    assert expected in said.err
+
+
 def test_running_statistics_are_those_of_the_average_over_training_images(runs, data, tmp_path):
     """All 24 training images are one batch, so that the plain mean over batches is the mean over images."""
     found = kiln.soup(*runs, output=tmp_path / "soup", method="uniform")
@@ -123,6 +137,7 @@ def test_the_command(runs, tmp_path):
     said = command("soup", *(run.path for run in runs), "--output", tmp_path / "soup")
     assert said.status == 0, said.err
     assert "taken" in said.out
+    assert re.search(r"^\S+ +(yes|no) +\d+\.\d % +\d+\.\d %$", said.out, re.MULTILINE), said.out
     assert f"model  {tmp_path / 'soup' / MODEL}" in said.out
     said = command("soup", *(run.path for run in runs), "output=" + str(tmp_path / "two"), "method=uniform", "--json")
     assert said.json["method"] == "uniform"

@@ -43,6 +43,7 @@ def test_what_is_printed_from_the_first_line_to_the_last(tmp_path, monkeypatch):
         "data       my photos: 36 images (train 24, val 6, test 6)",
         "task       classification, 3 classes: 'blue', 'green', 'red'",
         "note       3 classes of fewer than 10 training images: 'blue', 'green', 'red'",
+        "note       validation has 6 images: its numbers are uncertain; --folds 5 judges every image",
         "model      kiln/small_cnn, 1,191 parameters, 16 px, 3 channels",
         "decided    data.channels = 3: the images are in colour",
         "decided    optim.lr = 0.001: adamw, from scratch, batches of 16",
@@ -51,11 +52,11 @@ def test_what_is_printed_from_the_first_line_to_the_last(tmp_path, monkeypatch):
         "decided    run.device = cpu: the accelerator, if there is one, else the CPU",
         "training   2 epochs of 2 steps, 16 images a step",
         "exactness  E2: killed and resumed on this machine, the run ends the same, bit for bit",
-        *shown.splitlines()[11:13],
+        *shown.splitlines()[12:14],
         "measuring the best model on val, 6 images",
-        shown.splitlines()[14],
+        shown.splitlines()[15],
         "measuring the best model on test, 6 images",
-        shown.splitlines()[16],
+        shown.splitlines()[17],
         "run    runs/my photos-small_cnn",
         "model  runs/my photos-small_cnn/model.safetensors",
         "next   kiln evaluate 'runs/my photos-small_cnn' --split test",
@@ -65,10 +66,10 @@ def test_what_is_printed_from_the_first_line_to_the_last(tmp_path, monkeypatch):
     epoch = (
         r"epoch    [12]/2  train loss \d\.\d{4}  val accuracy \d+\.\d % \(.* to .*\), loss .*  R img/s  T left(  best)?"
     )
-    assert all(re.fullmatch(epoch, line) for line in shown.splitlines()[11:13])
-    assert re.fullmatch(r"val    accuracy .* % \(.* to .*\), loss .* \(.* to .*\), n 6", shown.splitlines()[14])
+    assert all(re.fullmatch(epoch, line) for line in shown.splitlines()[12:14])
+    assert re.fullmatch(r"val    accuracy .* % \(.* to .*\), loss .* \(.* to .*\), n 6", shown.splitlines()[15])
     log = (tmp_path / "runs/my photos-small_cnn/log.txt").read_text().splitlines()
-    assert log[:-1] == said.out.splitlines()[:17]
+    assert log[:-1] == said.out.splitlines()[:18]
     assert re.fullmatch(
         r"memory     weights \S+ MiB, gradients \S+ MiB, optimizer \S+ MiB; process \S+ MiB at most", log[-1]
     )
@@ -116,6 +117,37 @@ def test_one_class_is_nothing_to_tell_apart(tmp_path):
     assert said.status == 3
     assert said.err.splitlines()[:2] == ["error E204: the data hold one class, 'cat'", "  expected: at least 2"]
     assert not (tmp_path / "runs").exists()
+
+
+def test_a_finished_run_is_not_done_again(tmp_path):
+    data = split_folders(tmp_path / "photos")
+    folder = tmp_path / "runs/run"
+    command("train", data, *FLAGS, "--output", tmp_path / "runs", "--name", "run")
+
+    def times():
+        return {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file() and path.name != "lock"}
+
+    before = times()
+    said = command("resume", folder)
+    assert said.status == 0, said.err
+    step = kiln.Run(folder).status["step"]
+    assert said.out.splitlines()[0] == f"finished already at step {step}; --extend 10ep trains longer"
+    assert "measuring" not in said.out
+    assert times() == before
+    (folder / "model.safetensors").unlink()  # what is missing is made again
+    assert "finished already" not in command("resume", folder).out
+    assert (folder / "model.safetensors").is_file()
+
+
+@pytest.mark.parametrize(("num_val", "said_so"), [(48, True), (50, False)])
+def test_few_images_to_validate_on_are_said_to_be_few(tmp_path, num_val, said_so):
+    data = tmp_path / "photos"
+    class_folders(data / "train", num=24)
+    class_folders(data / "val", num=num_val, first=24)
+    said = command("train", data, *FLAGS, "--output", tmp_path / "runs")
+    assert said.status == 0, said.err
+    told = f"note       validation has {num_val} images: its numbers are uncertain; --folds 5 judges every image\n"
+    assert (told in said.out) == said_so
 
 
 def test_two_images_train_and_cannot_validate(tmp_path):
@@ -220,7 +252,7 @@ def test_new_images_move_no_old_one_between_splits(tmp_path):
         (["photos", "--precision", "fp64"], 2, ["training.precision = 'fp64'"]),
         (["photos", "--weights", "nowhere.safetensors"], 2, ["weights = 'nowhere.safetensors': no such file"]),
         (["photos", "--extend", "2ep"], 2, ["needs a run to go on with"]),
-        (["photos", "--resume", "runs/none"], 2, ["runs/none is no run folder"]),
+        (["photos", "--resume", "runs/none"], 2, ["there is no runs/none"]),
         (["photos", "--root", "photos"], 2, ["have no effect on photos"]),
         (["photos/red/02.png"], 3, ["photos/red/02.png is nothing that holds labelled images"]),
         (["photos/red/*.png"], 2, ["carries no labels"]),

@@ -101,7 +101,16 @@ def test_padded_images_are_turned_within_their_own_size():
 
 @pytest.mark.parametrize(
     ("asked", "words"),
-    [("hflipp", "did you mean: hflip"), ("scale(9)", "from 0.25 to 4"), ("", "no view"), (["hflip", "turn"], "'turn'")],
+    [
+        ("hflipp", "did you mean: hflip"),
+        ("scale(9)", "from 0.25 to 4"),
+        ("", "no view"),
+        (["hflip", "turn"], "'turn'"),
+        (
+            "five_crop,hflip",
+            r"five_crop is a set of views, which stands alone.*\n.*--tta five_crop, or a list of identity, ",
+        ),
+    ],
 )
 def test_unknown_views_are_refused(model, asked, words):
     with pytest.raises(UsageError, match=words):
@@ -129,6 +138,10 @@ def test_evaluate_and_predict_show_the_views(tmp_path):
     first, again = (command("evaluate", run.path, data, "--tta", "ten_crop", "--json") for _ in range(2))
     assert first.status == 0, first.err
     assert first.json == again.json
+    assert first.json["views"] == list(view_names("ten_crop"))
+    said = command("evaluate", run.path, data, "--tta", "hflip").out
+    assert "views  2 of each image, probabilities averaged: identity, hflip\n" in said
+    assert "views" not in command("evaluate", run.path, data).out
     assert first.json["loss"] != command("evaluate", run.path, data, "--json").json["loss"]
     assert kiln.evaluate(run, data, tta="ten_crop")["loss"] == first.json["loss"]
     kept = read_model(run.model_file).digest

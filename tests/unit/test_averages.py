@@ -7,7 +7,10 @@ import torch
 from torch import nn
 
 from kiln.errors import UsageError
+from kiln.jobs.assembly.optimization import make_average
+from kiln.jobs.assembly.resolve import Settings
 from kiln.optim.averages import Ema, Swa
+from kiln.recipe.duration import Duration
 
 
 def moving(seed=0):
@@ -183,3 +186,39 @@ def test_swa_goes_on_from_its_state(cut):
 def test_swa_that_never_begins_is_refused():
     with pytest.raises(UsageError, match="every = 0"):
         Swa(moving(), start=1, every=0)
+
+
+@pytest.mark.parametrize("decay", [1.5, 1.0, -1.0, float("nan")])
+def test_a_decay_that_is_none_is_refused(decay):
+    with pytest.raises(UsageError, match=r"(?s)decay = .*at least 0, below 1"):
+        Ema(moving(), decay=decay)
+
+
+@pytest.mark.parametrize(
+    ("start", "visited"),
+    [
+        ("75%", [56, 63, 70]),
+        ("53steps", [56, 63, 70]),
+        ("0", [7 * n for n in range(1, 11)]),
+        ("100%", [70]),
+        ("9ep", [63, 70]),
+    ],
+)
+def test_trap_the_plain_mean_is_of_ends_of_epochs_wherever_its_start_falls(start, visited):
+    model = moving()
+    values = {"training.ema_decay": 0.0, "training.swa_start": Duration.parse(start)}
+    swa = make_average(Settings(values), model, total_steps=70, steps_per_epoch=7)
+    seen, updates = [], 0
+    for step in range(1, 71):
+        walk(model, step)
+        swa.update()
+        if int(swa.updates) > updates:
+            seen.append(step)
+        updates = int(swa.updates)
+    assert seen == visited
+
+
+def test_a_mean_without_an_end_of_an_epoch_in_it_is_refused():
+    values = {"training.ema_decay": 0.0, "training.swa_start": Duration.parse("20steps")}
+    with pytest.raises(UsageError, match=r"(?s)ends at step 20, before step 21.*ends of epochs"):
+        make_average(Settings(values), moving(), total_steps=20, steps_per_epoch=7)

@@ -11,6 +11,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from kiln.batch import Batch
 from kiln.engine.evaluate import collect_outputs
+from kiln.errors import ResourceError
 
 CPU = torch.device("cpu")
 
@@ -86,3 +87,30 @@ def test_nothing_is_remembered_for_a_backward_pass_and_halves_become_floats():
     assert seen == [(False, True)]
     assert outputs.logits.dtype == np.float32
     assert not torch.is_inference_mode_enabled()
+
+
+@pytest.mark.parametrize(
+    ("limit", "tried"), [(8, [7]), (3, [7, 4, 2, 2, 3]), (1, [7, 4, 2, 1, 1, 2, 1, 1, 3, 2, 1, 1, 1])]
+)
+def test_a_batch_that_does_not_fit_goes_in_halves(limit, tried):
+    seen = []
+
+    def greedy(images):
+        seen.append(len(images))
+        if len(images) > limit:
+            torch.empty(1 << 60, dtype=torch.uint8)  # more than there is
+        return forward(images)
+
+    images = torch.arange(7, dtype=torch.float32)
+    outputs = collect_outputs(greedy, [Batch(images, images.long())], device=CPU)
+    assert seen == tried
+    assert outputs.logits[:, 0].tolist() == images.tolist()
+
+
+def test_one_sample_that_does_not_fit_is_an_error_that_says_so():
+    def hungry(images):
+        torch.empty(1 << 60, dtype=torch.uint8)
+
+    images = torch.arange(2, dtype=torch.float32)
+    with pytest.raises(ResourceError, match="one sample at a time, in evaluation"):
+        collect_outputs(hungry, [Batch(images, images.long())], device=CPU)

@@ -118,7 +118,7 @@ def test_a_saved_state_already_knows_the_evaluation_of_its_step():
         return Path()
 
     drain(fit(state, step, pairs(), total_steps=4, evaluate=never_improves, save=save, timetable=timetable))
-    known = {"best": 0.5, "best_step": 2, "improved_to": 0.5}
+    known = {"best": 0.5, "best_step": 2, "best_loss": None, "improved_to": 0.5}
     assert seen == [{**known, "since": 0}, {**known, "since": 1}]
 
 

@@ -7,10 +7,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kiln.metrics import bootstrap, bootstrap_mean, classification, counts, mean_of_shares, ranking, wilson
+from kiln.metrics import bootstrap, bootstrap_mean, classification, counts, ranking, wilson
 from kiln.metrics.intervals import bounded, jackknife, percentiles, resample_samples
 from kiln.metrics.measures import How
-from kiln.tasks import label_metrics
+from kiln.tasks import class_metrics, label_metrics
 
 
 def test_wilson_against_published_values():
@@ -38,16 +38,6 @@ def test_wilson_takes_arrays_and_knows_nothing_of_nothing():
     assert (low[3], high[3]) == (0.0, 1.0)
 
 
-def test_mean_of_one_share_is_wilson():
-    np.testing.assert_allclose(mean_of_shares([7], [9]), wilson(7, 9))
-
-
-def test_mean_of_perfect_shares_still_has_a_width():
-    low, high = mean_of_shares([5, 5, 5], [5, 5, 5])
-    assert high == 1.0
-    assert 0.5 < low < 0.9
-
-
 def coverage(interval, truth, repeats=400):
     hits = sum(low <= truth <= high for low, high in (interval(i) for i in range(repeats)))
     return hits / repeats
@@ -55,12 +45,30 @@ def coverage(interval, truth, repeats=400):
 
 def test_intervals_of_shares_hold_the_truth_95_times_in_100():
     draws = np.random.default_rng(0)
-    recalls = np.array([0.95, 0.8, 0.6, 0.99])
-    support = np.array([20, 40, 60, 30])
-    held = coverage(lambda _: mean_of_shares(draws.binomial(support, recalls), support), recalls.mean())
-    assert 0.92 <= held <= 0.995
     held = coverage(lambda _: wilson(draws.binomial(50, 0.9), 50), 0.9)
     assert 0.92 <= held <= 0.995
+
+
+def test_balanced_accuracy_holds_the_truth_95_times_in_100_also_where_classes_are_small():
+    draws, classes = np.random.default_rng(2), tuple("abcdefghij")
+    recalls = np.linspace(0.9, 1.0, 10)
+
+    def interval(_):
+        targets = np.repeat(np.arange(10), 10)
+        right = draws.random(100) < recalls[targets]
+        logits = np.eye(10)[np.where(right, targets, (targets + 1) % 10)]
+        found = class_metrics.TABLE["balanced_accuracy"](class_metrics.ClassAnswers(logits, targets, classes), How())
+        return found.low, found.high
+
+    assert 0.92 <= coverage(interval, recalls.mean()) <= 0.98
+
+
+def test_perfect_recalls_still_have_a_width():
+    targets = np.repeat(np.arange(3), 5)
+    answers = class_metrics.ClassAnswers(np.eye(3)[targets], targets, ("a", "b", "c"))
+    found = class_metrics.TABLE["balanced_accuracy"](answers, How())
+    assert found.high == 1.0
+    assert 0.7 < found.low < 0.9
 
 
 def f1_bootstrap(confusion, seed=0):

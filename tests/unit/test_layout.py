@@ -194,6 +194,11 @@ def test_nothing_there(tmp_path):
     plant(tmp_path, ["photos/cat/1.png"])
     with pytest.raises(DataError, match=r"there is no .*photo\n  next: did you mean .*photos\?"):
         open_source(tmp_path / "photo")
+    with pytest.raises(DataError) as caught:
+        open_source(f"{tmp_path}/photo/")
+    assert caught.value.hint == f"did you mean {tmp_path / 'photos'}?"  # and not what lies in a folder called photo
+    with pytest.raises(DataError, match="the name of the data is empty"):
+        open_source("")
     (tmp_path / "empty").mkdir()
     with pytest.raises(DataError, match=r"no images in .*\n.*\n  found: nothing"):
         open_source(tmp_path / "empty")
@@ -204,6 +209,10 @@ def test_nothing_there(tmp_path):
         DataError, match=r"found: 2 other files: \.pdf 1, \.zip 1\n  next: give the archive itself: .*b\.zip"
     ):
         open_source(tmp_path / "docs")
+    with pytest.raises(DataError, match=r"expected: .* in folders named after their class"):
+        open_source(tmp_path / "empty")
+    with pytest.raises(DataError, match=r"expected: files such as .* \.bmp\n"):  # labels are not asked for
+        open_source(tmp_path / "empty", labelled=False)
     with pytest.raises(DataError, match=r"a\.pdf is nothing that holds labelled images"):
         open_source(tmp_path / "docs/a.pdf")
 

@@ -34,6 +34,11 @@ def test_every_loss_of_ours_passes(name):
         (nn.CrossEntropyLoss, "auto", None),
         (nn.BCEWithLogitsLoss(), "auto", None),
         (nn.SmoothL1Loss(), "auto", None),
+        ("dice", "masks", (1, 8, 8)),
+        ("jaccard + tversky", "masks", (1, 8, 8)),
+        ("cross_entropy(ignore_index=1)", "auto", None),
+        ("focal(ignore_index=0)", "auto", None),
+        ("cross_entropy(ignore_index=1)", "masks", None),
     ],
 )
 def test_sums_shapes_and_losses_of_torch_pass(loss, targets, shape):
@@ -113,6 +118,36 @@ def over_the_batch(outputs, targets):
     return 1 - (2 * (p * t).sum() + 1) / (p.sum() + t.sum() + 1)
 
 
+class LateLog(nn.Module):
+    """In float32 the sigmoid of 18 is 1, and its gradient 0."""
+
+    def forward(self, outputs, targets):
+        return F.binary_cross_entropy(outputs.sigmoid(), targets.to(outputs.dtype))
+
+
+class Learning(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones((), dtype=torch.float64))
+
+    def forward(self, outputs, targets):
+        return F.cross_entropy(outputs.double(), targets) * self.scale.exp()
+
+
+class TutorialDice(nn.Module):
+    def forward(self, outputs, targets):
+        p, t = outputs.sigmoid().flatten(1), targets.flatten(1)
+        return (1 - (2 * (p * t).sum(1) + 1) / (p.sum(1) + t.sum(1) + 1)).mean()
+
+
+def unsaid(outputs, targets):
+    return F.cross_entropy(outputs, targets, ignore_index=1)
+
+
+def positives_alone(outputs, targets):
+    return -(F.logsigmoid(outputs) * targets.unsqueeze(1)).mean()
+
+
 @pytest.mark.parametrize(
     ("loss", "options", "fault", "words"),
     [
@@ -127,6 +162,8 @@ def over_the_batch(outputs, targets):
         (in_place, {}, "inputs", "changes its outputs in place"),
         (wrong_derivative, {"targets": "values"}, "gradient", "is not the derivative of the value"),
         (unsmoothed_dice, {"targets": "labels"}, "perfect, empty", "not finite: empty targets, nothing predicted"),
+        (LateLog(), {"targets": "labels"}, "silenced", "gradient is 0 in float32 for "),
+        (Learning(), {}, "parameters", "scale would have to be trained, and training refuses that"),
         (half_sums, {"targets": "labels", "shape": (1, 16, 16)}, "float16", "raise"),
     ],
 )
@@ -147,6 +184,7 @@ def test_each_planted_fault_is_found(loss, options, fault, words):
         (over_the_batch, {"targets": "labels"}, "cut", "say coupled = True"),
         (nn.CrossEntropyLoss(weight=torch.tensor([1.0, 2, 3, 4, 5]).double()), {}, "cut", "or return LossTerms"),
         ("dice", {}, "silenced", "gradient fades"),
+        (unsaid, {}, "silenced", "25% of the outputs have no gradient, right or wrong"),
     ],
 )
 def test_what_works_but_should_be_known(loss, options, warned, words):
@@ -221,3 +259,27 @@ def test_the_command_tells_and_its_status_says(tmp_path, capfd):
     assert "whole numbers above 0" in capfd.readouterr().err
     assert main(["check-loss", "dice(smoth=1)"]) == 2
     assert "did you mean: smooth" in capfd.readouterr().err
+
+
+def test_masks_of_one_class_are_yes_and_no():
+    findings = {f.check: f for f in check(TutorialDice, targets="masks", shape=(1, 8, 8)).findings}
+    assert findings["direction"].verdict == "ok"
+    assert "times binary_cross_entropy" in findings["compared"].detail
+    assert (
+        "silenced" in check(positives_alone, targets="masks", shape=(1, 8, 8)).failed
+    )  # no position is left out there
+
+
+def test_what_is_ignored_is_told_and_what_is_silenced_besides_is_found():
+    def clamped_too(outputs, targets):
+        p = outputs.softmax(1).clamp(1e-7, 1 - 1e-7)
+        return F.nll_loss(p.log(), targets, ignore_index=1)
+
+    (silenced,) = (f for f in check("cross_entropy(ignore_index=1)").findings if f.check == "silenced")
+    assert silenced.detail.endswith("25% ignored")
+    assert "silenced" in check(clamped_too).failed
+
+
+def test_a_usual_loss_of_0_is_no_comparison():
+    (compared,) = (f for f in check("cross_entropy", targets="shares", shape=(1,)).findings if f.check == "compared")
+    assert (compared.verdict, compared.detail.startswith("not compared")) == ("note", True)

@@ -15,10 +15,15 @@ from kiln.losses import (
     binary_cross_entropy,
     cross_entropy,
     is_coupled,
+    make,
     mse,
 )
 
 B, K = 7, 5
+
+
+def seeded(seed):
+    return torch.Generator().manual_seed(seed)
 
 
 def logits_and_targets():
@@ -247,3 +252,74 @@ def test_plain_cross_entropy_costs_what_torch_costs():
         F.cross_entropy(logits.float(), targets, reduction="none")
     assert len(torchs.names) >= 2
     assert ours.names == torchs.names
+
+
+# What a sum of losses makes of samples that one of them says nothing of.
+
+
+def test_a_lone_anchor_keeps_its_cross_entropy():
+    logits, targets = torch.randn(4, 3, generator=seeded(0)), torch.tensor([0, 0, 1, 2])
+    both = as_terms(make("cross_entropy + 0.5*supervised_contrastive")(logits, targets), 4)
+    alone = make("supervised_contrastive")(logits, targets)
+    expected = F.cross_entropy(logits, targets, reduction="none") + 0.5 * alone.values * alone.weights
+    assert both.weights is None
+    torch.testing.assert_close(both.values, expected)
+    assert alone.weights.tolist() == [1, 1, 0, 0]
+
+
+def test_cross_entropy_and_dice_leave_out_the_same_positions():
+    logits, targets = torch.randn(4, 3, 8, 8, generator=seeded(1)), torch.randint(3, (4, 8, 8), generator=seeded(2))
+    targets[0, :2] = 255
+    targets[1] = 255  # nothing counts
+    both = make("cross_entropy(ignore_index=255) + 0.5*dice(ignore_index=255)")(logits, targets)
+    entropy, overlap = (make(f"{name}(ignore_index=255)")(logits, targets) for name in ("cross_entropy", "dice"))
+    torch.testing.assert_close(both.weights, entropy.weights)
+    torch.testing.assert_close(both.values[[0, 2, 3]], (entropy.values + 0.5 * overlap.values)[[0, 2, 3]])
+    assert both.weights[1] == 0
+
+
+def test_a_sum_of_overlaps_leaves_out_images_of_which_nobody_says_anything():
+    logits, targets = torch.randn(3, 3, 4, 4, generator=seeded(3)), torch.randint(3, (3, 4, 4), generator=seeded(4))
+    targets[1] = 255
+    terms = make("dice(ignore_index=255) + tversky(ignore_index=255)")(logits, targets)
+    assert terms.weights.tolist() == [1, 0, 1]
+
+
+@pytest.mark.parametrize("name", ["cross_entropy", "focal", "poly1", "asymmetric_softmax", "dice"])
+@pytest.mark.parametrize("wrong", [-100, -1, 3, 255])
+def test_an_index_that_is_no_class_is_refused(name, wrong):
+    targets = torch.tensor([0, wrong, 2])
+    with pytest.raises(UsageError, match=rf"a target is class {wrong}, and there are 3 classes"):
+        make(name)(torch.randn(3, 3), targets)
+
+
+@pytest.mark.parametrize("name", ["dice", "binary_cross_entropy", "binary_focal", "asymmetric"])
+def test_masks_of_0_and_255_are_refused(name):
+    mask = 255 * torch.randint(2, (2, 1, 4, 4), generator=seeded(5))
+    with pytest.raises(UsageError, match="targets lie between 0 and 255") as caught:
+        make(name)(torch.randn(2, 1, 4, 4), mask)
+    assert "/ 255" in caught.value.hint
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "focal(gamma='a')", "cross_entropy(smoothing='x')", "tversky(alpha='a')", "huber(delta='x')", "poly1(epsilon=-2)",
+        "cross_entropy(class_weights='inverse')", "cross_entropy(ignore_index=1.5)", "dice(per_batch='false')",
+        "tversky(alpha=0,beta=0)", "mse(reduction='sum')", "mae(foo=1)", "l1_outputs(weight=3)",
+    ],
+)  # fmt: skip
+def test_a_setting_of_another_kind_or_without_effect_is_refused(text):
+    with pytest.raises(UsageError):
+        make(text)
+
+
+def test_generalized_dice_weighs_classes():
+    logits, targets = torch.randn(2, 3, 4, 4, generator=seeded(6)), torch.randint(3, (2, 4, 4), generator=seeded(7))
+    plain, even, one = (
+        make(f"generalized_dice{text}")(logits, targets).values
+        for text in ("", "(class_weights=[2,2,2])", "(class_weights=[0,0,1])")
+    )
+    torch.testing.assert_close(even, plain)
+    p, t = logits.softmax(1)[:, 2].flatten(1), (targets == 2).flatten(1).float()
+    torch.testing.assert_close(one, 1 - 2 * (p * t).sum(1) / (p + t).sum(1), atol=1e-5, rtol=1e-5)

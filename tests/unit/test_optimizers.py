@@ -7,8 +7,11 @@ import torch
 from torch import nn
 
 from kiln.errors import UsageError
+from kiln.optim.clipping import ClipAdaptive, ClipNorm, ClipValue
 from kiln.optim.groups import check_groups, parameter_groups
-from kiln.optim.optimizers import adamw, sgd
+from kiln.optim.optimizers import adamw, create_optimizer, sgd
+from kiln.optim.sam import SharpnessAware
+from kiln.optim.schedules import one_cycle, set_rates
 
 
 def names_by_decay(model, **settings):
@@ -114,3 +117,63 @@ def test_momentum_after_a_skipped_first_step_is_that_of_a_fresh_start(tiny_model
         step(model, optimizer, 0.5, bad=False)
         step(model, optimizer, -0.25, bad=False)
     assert all(torch.equal(a, b) for a, b in zip(skipped.parameters(), clean.parameters(), strict=True))
+
+
+def test_trap_a_cycle_moves_the_momentum_of_muon_and_not_only_the_betas_beside_it(tiny_model):
+    groups = parameter_groups(tiny_model(), lr=0.1, weight_decay=0.05)
+    for name in ("muon", "timm/muon"):
+        optimizer = create_optimizer(name, groups, lr=0.1)
+        moved = [group for group in optimizer.param_groups if "momentum" in group]
+        set_rates(optimizer, one_cycle(100)(29))
+        assert moved
+        assert {group["momentum"] for group in moved} == {0.85}
+        assert {group["betas"][0] for group in optimizer.param_groups} == {0.85}
+
+
+@pytest.mark.parametrize("clip", [ClipNorm(0.1), ClipValue(1e-3), ClipAdaptive(1e-3)])
+def test_trap_a_generator_of_parameters_is_clipped_as_a_list_is(tiny_model, clip):
+    model = tiny_model()
+    for parameter in model.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    clip(model.parameters())
+    assert all(not torch.equal(parameter.grad, torch.ones_like(parameter)) for parameter in model.parameters())
+
+
+@pytest.mark.parametrize("settings", [{"momentum": 0.0}, {"dampening": 0.5}])
+def test_nesterov_is_refused_where_there_is_no_momentum_to_look_ahead_with(tiny_model, settings):
+    model = tiny_model()
+
+    def plain():
+        return parameter_groups(model, lr=0.1, weight_decay=0.0)
+
+    with pytest.raises(UsageError, match=r"(?s)nesterov = True with momentum.*or no nesterov"):
+        sgd(plain(), lr=0.1, nesterov=True, **settings)
+    assert sgd(plain(), lr=0.1, **settings).param_groups[0]["nesterov"] is False  # where only the default was Kiln's
+    assert sgd(plain(), lr=0.1).param_groups[0]["nesterov"] is True
+
+
+@pytest.mark.parametrize("rho", [-1.0, 0.0, float("nan"), float("inf")])
+def test_a_look_uphill_goes_uphill(rho):
+    with pytest.raises(UsageError, match=r"(?s)rho = .*a finite number > 0"):
+        SharpnessAware(rho)
+
+
+def test_muon_may_be_without_a_hidden_matrix_where_that_is_said(tiny_model):
+    model = tiny_model()
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(name.startswith("6"))
+    groups = parameter_groups(model, lr=0.1, weight_decay=0.05)
+    with pytest.raises(UsageError, match=r"(?s)muon finds no hidden matrix.*adamw_alone"):
+        create_optimizer("muon", groups, lr=0.1, not_hidden=("6",))
+    optimizer = create_optimizer("muon", groups, lr=0.1, not_hidden=("6",), adamw_alone=True)
+    own = torch.optim.AdamW(
+        [{**group, "params": [p.detach().clone() for p in group["params"]]} for group in groups], lr=0.1
+    )
+    before = [group["params"][0].detach().clone() for group in optimizer.param_groups]
+    for each in (optimizer, own):
+        for parameter in [p for group in each.param_groups for p in group["params"]]:
+            parameter.grad = torch.ones_like(parameter)
+        each.step()
+    for mine, theirs, was in zip(optimizer.param_groups, own.param_groups, before, strict=True):
+        assert not torch.equal(mine["params"][0], was)
+        assert torch.allclose(mine["params"][0], theirs["params"][0], atol=1e-6)

@@ -72,6 +72,13 @@ def test_a_rules_decay_leaves_biases_and_norms_alone(tiny_model):
         ({"rules": {"6": {}}}, r"the group '6' = \{\}"),
         ({"rules": {"6": {"lr": 1, "lr_factor": 2}}}, "lr and lr_factor in the group '6'"),
         ({"rules": {"6": {"lr": -1}}}, "lr = -1 in the group '6'"),
+        ({"rules": {"6": {"lr": float("nan")}}}, "lr = nan in the group '6'"),
+        ({"rules": {"6": {"weight_decay": float("inf")}}}, "weight_decay = inf in the group '6'"),
+        ({"rules": {"6": {"momentum": -3}}}, "(?s)momentum = -3 in the group '6'.*below 1"),
+        ({"rules": {"6": {"momentum": True}}}, "momentum = True in the group '6'"),
+        ({"rules": {"6": {"betas": "x"}}}, "(?s)betas = 'x' in the group '6'.*such as"),
+        ({"rules": {"6": {"betas": [1.5, 0.9]}}}, r"betas = \[1.5, 0.9\] in the group '6'"),
+        ({"rules": {"6": {"betas": [float("nan"), 0.9]}}}, "betas = .* in the group '6'"),
         ({"rules": {"6": {"params": []}}}, "the group '6' sets 'params'"),
         ({"rules": {"re:(": {"lr": 1}}}, r"the group 're:\(' is not a regular expression"),
         ({"rules": {"1": {"weight_decay": 0.5}}}, "weight_decay = 0.5 has no effect in the group '1'"),
@@ -149,6 +156,8 @@ def test_the_description_adds_up(tiny_model):
     ("name", "settings", "message"),
     [
         ("adamw", {"beta": 0.9}, "(?s)adamw takes no 'beta'.*did you mean: betas"),
+        ("adamw", {"betas": (0.9,)}, r"(?s)betas = \[0.9\] for adamw.*2 numbers, such as \[0.9, 0.999\]"),
+        ("adan", {"betas": (0.9, 0.99)}, r"(?s)betas = \[0.9, 0.99\] for adan.*3 numbers"),
         ("sgd", {"momentum": -1.0}, "sgd refuses its settings: Invalid momentum"),
         ("rprop", {"weight_decay": 0.1}, "rprop takes no 'weight_decay'"),
         (lambda groups, lr: lr, {}, "(?s)made a float.*torch.optim.Optimizer"),
@@ -159,6 +168,20 @@ def test_the_description_adds_up(tiny_model):
 def test_settings_are_checked_against_the_optimizers_own(tiny_model, name, settings, message):
     with pytest.raises(UsageError, match=message):
         create_optimizer(name, grouped(tiny_model(), weight_decay=0.0), lr=0.1, **settings)
+
+
+def test_betas_of_a_group_are_as_many_as_the_optimizers(tiny_model):
+    groups = grouped(tiny_model(), rules={"6": {"betas": [0.9]}})
+    with pytest.raises(UsageError, match=r"(?s)betas of the group '6' = \[0.9\] for adamw.*2 numbers"):
+        create_optimizer("adamw", groups, lr=1.0)
+
+
+def test_an_optimizer_that_fails_is_told_by_its_name(tiny_model):
+    def broken(groups, lr):
+        return {}["momentum"]
+
+    with pytest.raises(UsageError, match="broken refuses its settings: KeyError: 'momentum'"):
+        create_optimizer(broken, grouped(tiny_model(), weight_decay=0.0), lr=1.0)
 
 
 def test_decay_or_groups_where_an_optimizer_has_none_are_errors(tiny_model):

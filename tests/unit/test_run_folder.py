@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+from pathlib import Path
 
 import pytest
 from forks import forked
@@ -14,6 +15,7 @@ from kiln.errors import ArtifactError, ResourceError, UsageError
 from kiln.recipe import Recipe
 from kiln.run import (
     Run,
+    begin,
     locked,
     new_folder,
     read_json,
@@ -41,8 +43,33 @@ def listing(path):
 def test_a_folder_without_a_recipe_is_no_run(tmp_path):
     with pytest.raises(UsageError, match=r"(?s)is no run folder: it has no recipe\.yaml.*kiln train made"):
         Run(tmp_path)
-    with pytest.raises(UsageError, match="is no run folder"):
+    with pytest.raises(UsageError, match=f"^there is no {tmp_path}/nowhere$") as caught:
         Run(tmp_path / "nowhere")
+    assert (caught.value.code, caught.value.hint) == ("E111", "")
+
+
+def test_only_what_is_similar_and_holds_a_model_is_suggested(tmp_path):
+    for name in ("photos", "photos-resnet50-folds", "photoz"):
+        folder = tmp_path / name
+        folder.mkdir()
+        begin(folder, Recipe())
+        if name != "photoz":
+            (folder / "model.safetensors").touch()
+    with pytest.raises(UsageError) as caught:
+        Run(tmp_path / "photso")
+    assert caught.value.hint == f"did you mean {tmp_path / 'photos'}?"
+    with pytest.raises(UsageError) as caught:
+        Run(tmp_path)
+    assert {Path(choice).name for choice in caught.value.choices} == {"photos", "photos-resnet50-folds"}
+
+
+@pytest.mark.parametrize("name", ["../../x", "a/b", "/tmp/x", "..", ".", "", "a\\b"])
+def test_a_name_is_no_path(tmp_path, name):
+    output = tmp_path / "a" / "runs"
+    with pytest.raises(UsageError, match=r"name = .*\n  expected: a name, not a path; --output says where") as caught:
+        new_folder(output, name, stem="x")
+    assert caught.value.code == "E102"
+    assert not output.exists()
 
 
 def test_a_new_run_says_what_was_asked_and_that_it_is_running(folder):

@@ -132,7 +132,7 @@ def test_wrong_calls_are_explained(predictor):
 
 
 def test_what_load_refuses(run, tmp_path):
-    with pytest.raises(ArtifactError, match="no such file"):
+    with pytest.raises(UsageError, match=r"^there is no "):
         load(tmp_path / "nothing")
     with pytest.raises(ArtifactError, match=r"holds no model.safetensors[\s\S]*the folder of a run"):
         model_path(tmp_path)

@@ -9,7 +9,7 @@ from functools import partial
 import pytest
 
 from kiln.errors import SecurityError, UsageError
-from kiln.jobs.assembly.resolve import Settings
+from kiln.jobs.assembly.resolve import Settings, decide_warmup
 from kiln.jobs.assembly.schedules import Clock, bound, make_schedule, maker
 from kiln.jobs.draw_schedules import draw_schedules
 from kiln.names import SCHEDULES, load_object
@@ -24,10 +24,10 @@ CLOCK = Clock(total_steps=1000, steps_per_epoch=100, eval_every_steps=50)
 HERE = __file__
 
 
-def made(name="cosine", *, warmup="0%", clock=CLOCK, validates=True, **values):
+def made(name="cosine", *, warmup="0%", clock=CLOCK, validates=True, optim=None, **values):
     """What a recipe with this schedule is made into."""
     section = {"name": name, "warmup": warmup, **values}
-    recipe = Recipe(schedule=section)
+    recipe = Recipe(schedule=section, optim=optim or {})
     settings = Settings({field: recipe[field] for field in FIELDS})
     result = make_schedule(settings, clock, validates=validates)
     unread = {field for field in FIELDS if field.startswith("schedule.")} - settings._read
@@ -55,6 +55,22 @@ class Stairs:
         return 0.9 ** (step // self.every)
 
 
+def boom(step):
+    return 1 / (3 - step)
+
+
+def takes_nothing():
+    return 1.0
+
+
+def says_nothing(step):
+    return None
+
+
+def never_made(total_steps):
+    raise RuntimeError("not today")
+
+
 def zero_at_first(step):
     return float(step)
 
@@ -65,7 +81,6 @@ def test_every_name_is_there_and_makes_a_schedule():
         "multistep": {"milestones": ["50%", "75%"]},
         "exponential": {"gamma": 0.9, "every": "1ep"},
         "cosine_restarts": {"period": "20%"},
-        "cyclic": {"up": "1ep"},
         "lambda": {"functions": f"{HERE}:halves"},
         "multiplicative": {"functions": [f"{HERE}:halves"]},
         "sequential": {"pieces": ["constant", "cosine"], "milestones": "1ep"},
@@ -264,3 +279,75 @@ def test_your_own_as_an_object_in_python():
     unnamed = asked_for(None, None, None, {"sched": lambda step: 1 / (1 + step)}).recipe
     assert rates(made(unnamed.schedule.name)[0], 3) == [1, 1 / 2, 1 / 3]
     assert code_names(unnamed) == {}
+
+
+def test_a_cycle_without_a_length_goes_up_for_a_tenth():
+    assert rates(made("cyclic")[0]) == rates(schedules.cyclic(1000, up=100, min_fraction=0.01))
+    assert schedules.cyclic(5)(1) == schedules.cyclic(5, up=1)(1)
+
+
+@pytest.mark.parametrize(
+    ("name", "step", "message"),
+    [
+        ("boom", 3, "the schedule '.*:boom' fails at its step 3: ZeroDivisionError: division by zero\n"),
+        (
+            "takes_nothing",
+            0,
+            "the schedule '.*:takes_nothing' fails at its step 0: TypeError: .*\n  expected: a function",
+        ),
+        ("says_nothing", 0, "the factor None\n  where: .*:says_nothing, step 0\n"),
+        ("never_made", 0, "the schedule '.*:never_made' fails when it is made: RuntimeError: not today"),
+    ],
+)
+def test_trap_a_schedule_of_the_users_that_fails_is_named_with_its_step(name, step, message):
+    with pytest.raises(UsageError, match=message):
+        made(f"{HERE}:{name}")[0](step)
+    with pytest.raises(UsageError, match=message):
+        made("chained", args={"pieces": ["constant", f"{HERE}:{name}"]})[0](step)
+
+
+@pytest.mark.parametrize(("name", "message"), [("boom", "fails at its step 3"), ("says_nothing", "the factor None")])
+@pytest.mark.parametrize("kind", ["lambda", "multiplicative"])
+def test_so_is_a_function_of_a_group(kind, name, message):
+    with pytest.raises(UsageError, match=message):
+        made(kind, args={"functions": [f"{HERE}:{name}"]})[0](3)
+
+
+@pytest.mark.parametrize(
+    ("optim", "message"),
+    [
+        ({"name": "sgd", "momentum": 0.0}, r"(?s)optim.momentum = 0.0 has no effect.*momentum=null"),
+        ({"betas": [0.5, 0.9]}, r"optim.betas = \[0.5, 0.9\] has no effect: the schedule sets momentum .*to 0.95"),
+        ({"groups": {"6": {"betas": [0.5, 0.9]}}}, r"betas of the group '6' = \[0.5, 0.9\] has no effect"),
+        ({"name": "muon", "momentum": 0.9}, "optim.momentum = 0.9 has no effect"),
+    ],
+)
+def test_trap_a_momentum_that_the_schedule_overwrites_is_refused(optim, message):
+    with pytest.raises(UsageError, match=message):
+        made("one_cycle", optim=optim)
+    made("one_cycle(momentum=null)", optim=optim)
+    made("cosine", optim=optim)
+
+
+def test_a_momentum_that_is_the_schedules_own_is_none_that_it_overwrites():
+    made("one_cycle", optim={"betas": [0.95, 0.99]})
+    settings = Settings({field: Recipe(schedule={"name": "one_cycle", "warmup": "0%"})[field] for field in FIELDS})
+    settings.decide("optim.betas", (0.9, 0.999), "adamw's own")
+    make_schedule(settings, CLOCK, validates=True)
+
+
+@pytest.mark.parametrize("options", [{}, {"name": "plateau"}, {"name": "constant", "warmup": "10%"}])
+def test_trap_rprop_does_not_look_at_its_rate_again(options):
+    with pytest.raises(
+        UsageError, match=r"(?s)has no effect: rprop looks at its rate at the first step only.*--sched constant"
+    ):
+        made(**options, optim={"name": "rprop"})
+    made("constant", optim={"name": "rprop"})
+    made(**{"name": "cosine", **options}, optim={"name": "sgd"})
+
+
+def test_rprop_has_no_warmup_that_nobody_asked_for():
+    recipe = Recipe(schedule={"name": "constant"}, optim={"name": "rprop"})
+    settings = Settings({field: recipe[field] for field in FIELDS})
+    decide_warmup(settings)
+    make_schedule(settings, CLOCK, validates=True)

@@ -208,6 +208,34 @@ def test_the_tracker_follows_its_definition_and_survives_a_cut(values, higher, m
         assert tracker.exhausted == (patience is not None and since >= patience)
 
 
+@pytest.mark.parametrize("cut", [None, 1, 2, 3])
+def test_ties_go_to_the_lowest_loss_then_to_the_earliest(cut):
+    tracker, best = Tracker("x"), []
+    seen = [(0.5, 2.0), (0.5, 1.0), (0.5, 1.0), (0.5, math.nan), (0.4, 0.1), (0.5, None), (0.6, 3.0)]
+    for step, (value, loss) in enumerate(seen):
+        if step == cut:
+            resumed = Tracker("x")
+            resumed.load_state(through_a_file(tracker.state()))
+            tracker = resumed
+        best.append(tracker.update(metric(value), step, loss=None if loss is None else metric(loss)))
+    assert best == [True, True, False, False, False, False, True]
+    assert (tracker.best_step, tracker.best_loss) == (6, 3.0)
+    assert tracker.evaluations_since_improvement == 0
+
+
+def test_a_tie_is_no_improvement_for_patience():
+    tracker = Tracker("x", patience=2)
+    assert [tracker.update(0.5, step, loss=3.0 - step) for step in range(3)] == [True, True, True]
+    assert tracker.exhausted
+
+
+def test_a_checkpoint_of_before_keeps_its_best_on_a_tie():
+    tracker = Tracker("x")
+    tracker.load_state({"best": 0.5, "best_step": 3, "improved_to": 0.5, "since": 0})
+    assert not tracker.update(0.5, 4, loss=0.1)
+    assert tracker.best_step == 3
+
+
 def test_plain_numbers_are_tracked_in_the_direction_that_was_said():
     down, up = (Tracker("loss", patience=2, higher_is_better=higher) for higher in (False, True))
     assert [down.update(loss, step) for step, loss in enumerate([3.0, 2.0, 2.5, float("nan")])] == [1, 1, 0, 0]

@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from kiln.batch import Batch
 from kiln.engine.fit import fit
 from kiln.engine.precision import autocast
+from kiln.engine.state import State
 from kiln.engine.step import Step
 from kiln.engine.supervised import supervised
 from kiln.errors import ResourceError, UsageError
@@ -224,8 +225,17 @@ def two_heads(tiny_model):
 # Out of memory: F08 of the reliability table.
 
 
-def out_of_memory_above(limit, model, *, where="forward"):
-    """A forward that fails as an accelerator would for more than `limit` samples; counts its failures."""
+def more_than_there_is():
+    """What the CPU's allocator cannot give: a real failure."""
+    torch.empty(1 << 60, dtype=torch.uint8)
+
+
+def accelerator_fails():
+    raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+
+
+def out_of_memory_above(limit, model, *, where="forward", fail=accelerator_fails):
+    """A forward that fails for more than `limit` samples, as an accelerator would or as `fail` does; counts it."""
     fails = []
 
     class Greedy(torch.autograd.Function):
@@ -242,7 +252,7 @@ def out_of_memory_above(limit, model, *, where="forward"):
     def check(num):
         if num > limit:
             fails.append(num)
-            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+            fail()
 
     def forward_loss(state, batch):
         logits = model(batch.images)
@@ -253,15 +263,18 @@ def out_of_memory_above(limit, model, *, where="forward"):
     return forward_loss, fails
 
 
-@pytest.mark.parametrize("where", ["forward", "backward"])
+@pytest.mark.parametrize(
+    ("where", "fail"),
+    [("forward", accelerator_fails), ("backward", accelerator_fails), ("forward", more_than_there_is)],
+)
 @pytest.mark.parametrize(("limit", "retries"), [(8, [16]), (3, [16, 8, 4]), (1, [16, 8, 4, 2])])
-def test_out_of_memory_halves_the_micro_batch_and_changes_nothing_else(tiny_model, limit, retries, where):
+def test_out_of_memory_halves_the_micro_batch_and_changes_nothing_else(tiny_model, limit, retries, where, fail):
     batches = Batches(*pictures(24), 16)  # batches of 16 and of 8
     whole = make_state(tiny_model(drop=0.0, norm=False), opt="sgd", ema=0.99)
     told = [float(e.loss) for e in fit(whole, make_step(), batches, total_steps=4) if type(e).__name__ == "StepDone"]
 
     model = tiny_model(drop=0.0, norm=False)
-    forward_loss, fails = out_of_memory_above(limit, model, where=where)
+    forward_loss, fails = out_of_memory_above(limit, model, where=where, fail=fail)
     state = make_state(model, opt="sgd", ema=0.99)
     events = [e for e in fit(state, Step(forward_loss), batches, total_steps=4) if type(e).__name__ == "StepDone"]
     assert fails == retries
@@ -291,3 +304,41 @@ def test_out_of_memory_with_a_single_sample_is_an_error_that_says_so(tiny_model)
         Step(forward_loss)(make_state(model), Batch(*pictures(6)))
     assert (caught.value.code, caught.value.exit_code) == ("E402", 5)
     assert fails == [6, 3, 2, 1]
+
+
+def test_another_runtime_error_is_left_as_it_is(tiny_model):
+    def fail():
+        raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")
+
+    forward_loss, fails = out_of_memory_above(0, tiny_model(), fail=fail)
+    with pytest.raises(RuntimeError, match="cannot be multiplied"):
+        Step(forward_loss)(make_state(tiny_model()), Batch(*pictures(6)))
+    assert fails == [6]
+
+
+class HungryAdam(torch.optim.AdamW):
+    """Has no room for its state."""
+
+    def step(self, closure=None):
+        more_than_there_is()
+
+
+def test_out_of_memory_in_the_update_says_what_takes_it(tiny_model):
+    model = tiny_model()
+    state = State(model, HungryAdam(model.parameters()))
+    with pytest.raises(ResourceError, match="out of memory in the update of HungryAdam") as caught:
+        make_step()(state, Batch(*pictures(6)))
+    assert caught.value.code == "E402"
+    assert "sgd" in caught.value.hint
+
+
+def test_class_weights_are_exact_in_float64():
+    torch.manual_seed(0)
+    model = nn.Linear(5, 3).double()
+    images, labels = torch.randn(8, 5, dtype=torch.float64), torch.randint(3, (8,))
+    weights = torch.tensor([0.3, 1.7, 0.9], dtype=torch.float64)
+    expected = torch.autograd.grad(F.cross_entropy(model(images), labels, weight=weights), model.weight)[0]
+    state = sgd_state(model)
+    measured = Step(supervised(CrossEntropy(class_weights=weights)), micro_batch_size=3)(state, Batch(images, labels))
+    assert measured.loss.dtype == torch.float64
+    assert (model.weight.grad - expected).abs().max() < 1e-15

@@ -13,7 +13,7 @@ from kiln.cli.terminal import say, say_json
 from kiln.language import tr
 from kiln.language.width import label
 from kiln.names import VERBS, load_object
-from kiln.observe.wording import describe_metric, percent
+from kiln.observe.wording import describe_metric, harm_of_calibration, percent
 
 
 def run(arguments: Sequence[str]) -> None:
@@ -84,6 +84,8 @@ def _tell(found: Mapping[str, Any]) -> None:
             answers = measured["answers"]
             answered, right = (_share(answers[name]) for name in ("coverage", "accuracy"))
             say(label(split) + tr("{answered} answered, {right} of those right", answered=answered, right=right))
+    if found["harm"] is not None:
+        say(tr("note   {note}", note=harm_of_calibration(**found["harm"])))
 
 
 def _said_of_fit(decision: Mapping[str, Any], fitted: Mapping[str, Any]) -> str:

@@ -119,6 +119,7 @@ def _tell(found: Comparison, *, speed: bool) -> None:
             words.count(model.images_per_second),
         )
         rows.append([model.name, words.share(model.metrics[ACCURACY]), *against, *(sizes if speed else ())])
+    say(tr("split  {split}, {n:,} images in common", split=word(found.split), n=found.n))
     table(columns, rows)
     for pair in found.pairs:
         say()

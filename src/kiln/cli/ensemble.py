@@ -12,7 +12,7 @@ from kiln.cli.app import Device, Json, Trust, flags_from_keys, run_command
 from kiln.cli.terminal import note, say, say_json, table
 from kiln.language import tr
 from kiln.names import VERBS, load_object
-from kiln.observe.wording import describe_metrics
+from kiln.observe.wording import describe_metrics, metric_value, percent
 
 KEYS = {"output": "--output", "data": "--data", "metric": "--metric", "device": "--device"}
 Models = Annotated[
@@ -56,10 +56,11 @@ def ensemble(
     if json:
         say_json(found)
         return
-    rows = [[one["model"], one["weight"], *metric_cells(one, found["metric"])] for one in found["members"]]
+    rows = [[one["model"], percent(one["weight"]), *metric_cells(one, found["metric"])] for one in found["members"]]
     table([tr("member"), tr("weight"), *metric_columns(found)], rows)
     if found["candidates"]:
-        tried = ", ".join(f"{name} {value:.4f}" for name, value in found["candidates"].items())
+        values = {name: metric_value(found["metric"], value) for name, value in found["candidates"].items()}
+        tried = ", ".join(f"{name} {value}" for name, value in values.items())
         say(tr("tried  {metric} on val: {tried}", metric=found["metric"], tried=tried))
     say(tr("kept   {name}", name=found["kept"]))
     tell_gain(found)
@@ -74,7 +75,7 @@ def metric_columns(found: Mapping[str, Any]) -> list[str]:
 
 def metric_cells(member: Mapping[str, Any], metric: str) -> list[Any]:
     """A member's metric on each split."""
-    return [metrics[metric]["value"] for metrics in member["metrics"].values()]
+    return [metric_value(metric, metrics[metric]["value"]) for metrics in member["metrics"].values()]
 
 
 def tell_gain(found: Mapping[str, Any]) -> None:

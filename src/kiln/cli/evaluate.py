@@ -96,6 +96,15 @@ def _tell(measured: Mapping[str, Any]) -> None:
     bad = measured.get("skipped")
     skipped = tr(" ({count:,} unreadable, not counted)", count=bad) if bad else ""
     say(tr("images {count:,}{skipped}", count=measured["n"], skipped=skipped))
+    if measured["views"]:
+        views = ", ".join(measured["views"])
+        say(
+            tr(
+                "views  {count} of each image, probabilities averaged: {views}",
+                count=len(measured["views"]),
+                views=views,
+            )
+        )
 
 
 def _tell_metrics(measured: Mapping[str, Any]) -> None:

@@ -81,6 +81,7 @@ FLAGS = (
     _flag("--monitor", "training.monitor", "METRIC"),
     _flag("--patience", "training.patience", "DURATION"),
     _flag("--seed", "training.seed", "N"),
+    _flag("--determinism", "run.determinism"),
     _flag("--checkpoint-every", "checkpoint.every", "DURATION"),
     _flag("--output", "run.output", "FOLDER"),
     _flag("--name", "run.name", "NAME"),

@@ -51,16 +51,25 @@ def labels(
     if json:
         say_json({**found.to_dict(), "output": output})
         return
-    suspects = found.of("label_error")
-    for finding in suspects[:MOST_TOLD]:
-        say(f"{finding.keys[0]}  {finding.detail}")
-    if len(suspects) > MOST_TOLD:
-        say(tr("... {count} more", count=f"{len(suspects) - MOST_TOLD:,}"))
     for finding in found.of("note"):
         say(tr("note   {note}", note=finding.detail))
-    say(tr("found  suspicious labels: {count} of {total}", count=f"{len(suspects):,}", total=f"{found.num_samples:,}"))
+    suspects = found.of("label_error") or found.of("label_doubt")
+    shown = suspects[: len(suspects) if top is not None else MOST_TOLD]
+    for finding in shown:
+        say(f"{finding.keys[0]}  {finding.detail}")
+    _tell_number(found, len(suspects), len(shown))
     if output is None:
         say(tr("next   kiln labels RUN --output OUT writes the pictures and the table of decisions"))
         return
     say(tr("page   {path}", path=os.path.join(output, "labels.html")))
     say(tr("table  {path}", path=os.path.join(output, "labels.csv")))
+
+
+def _tell_number(found: Findings, kept: int, shown: int) -> None:
+    """How many labels there are to look at, in truth, and how many of them stand above."""
+    first = tr(", the first {shown} listed", shown=f"{shown:,}") if shown < kept + found.left_out else ""
+    amounts = {"count": f"{kept + found.left_out:,}", "total": f"{found.num_samples:,}", "first": first}
+    if found.of("label_doubt"):
+        say(tr("found  labels that weak models doubt: {count} of {total}{first}", **amounts))
+    else:
+        say(tr("found  suspicious labels: {count} of {total}{first}", **amounts))

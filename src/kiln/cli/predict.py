@@ -107,8 +107,10 @@ def _shown(value: Any) -> Any:
         return tr("(none)")  # of many labels an image may have no one
     if isinstance(value, (list, tuple)):
         return ", ".join(_pair(item) if isinstance(item, (list, tuple)) else str(item) for item in value)
+    if isinstance(value, float):
+        return f"{value:.4f}"
     return os.fspath(value) if isinstance(value, os.PathLike) else value
 
 
 def _pair(item: Sequence[Any]) -> str:
-    return " ".join(f"{part:.3f}" if isinstance(part, float) else str(part) for part in item)
+    return " ".join(f"{part:.4f}" if isinstance(part, float) else str(part) for part in item)

@@ -20,7 +20,7 @@ def flat(storage: Storage) -> Samples:
 
     Raises: DataError: no images.
     """
-    names = _images(storage)
+    names = _images(storage, labelled=False)
     return Samples(
         keys=names,
         names=names,
@@ -105,7 +105,7 @@ def _has_splits(keys: Sequence[str]) -> bool:
     return any(key.count("/") >= 2 and split_word(key.split("/", 1)[0]) for key in keys)
 
 
-def _images(storage: Storage) -> list[str]:
+def _images(storage: Storage, *, labelled: bool = True) -> list[str]:
     names = [name for name in storage.entries if is_image_name(name)]
     if names:
         return names
@@ -117,7 +117,9 @@ def _images(storage: Storage) -> list[str]:
     raise DataError(
         "E201",
         f"no images in {storage.where}",
-        expected="files such as .jpg .png .webp .tif .bmp in folders named after their class",
+        expected="files such as .jpg .png .webp .tif .bmp in folders named after their class"
+        if labelled
+        else "files such as .jpg .png .webp .tif .bmp",
         details=(f"found: {found}", *storage.notes),
         hint=hint,
     )

@@ -47,7 +47,7 @@ class BadFiles:
                 "E206",
                 f"{counted(len(bad), 'training file')} cannot be read; the limit is {int(self.limit)}",
                 details=[f"{self.keys[i]}: {self.found[i][1]} ({self.found[i][2]})" for i in bad[:20]],
-                hint="mend or remove them, or allow more with --set data.max_bad_fraction=0.05",
+                hint="kiln check DATA finds them all: mend or remove them, or allow more with --set data.max_bad_fraction=SHARE",
             )
 
     def rows(self) -> list[tuple[str, str, str, str]]:

@@ -332,6 +332,9 @@ def _no_labels(what: str) -> UsageError:
 
 
 def _not_there(where: str) -> DataError:
+    if not where:
+        return DataError("E201", "the name of the data is empty", hint="a folder, a table or an archive")
+    where = where.rstrip(os.sep) or where  # else the last folder would be looked for in itself
     folder, name = os.path.split(os.path.abspath(where))
     siblings = [sibling for sibling in os.listdir(folder) if not is_hidden(sibling)] if os.path.isdir(folder) else []
     close = difflib.get_close_matches(name, siblings, n=1)

@@ -12,8 +12,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from kiln.batch import Batch, as_batch
+from kiln.engine.out_of_memory import ERRORS, empty_cache, is_out_of_memory
 from kiln.engine.strategy import Single, Strategy
 from kiln.engine.supervised import extra_inputs
+from kiln.errors import ResourceError
 
 
 @dataclass(frozen=True)
@@ -47,13 +49,14 @@ def collect_outputs(
         device: where to compute.
         strategy: gathers the shares; every process gets everything.
     Returns: None when there was no batch on any process.
+    Raises: ResourceError (E402): out of memory with one sample; a batch that is too large goes in halves.
     """
     parts: list[tuple[NDArray[Any], NDArray[Any], NDArray[np.int64]]] = []
     num_seen = 0
     for item in batches:
         batch: Batch = as_batch(item)
         there = batch.to(device)
-        logits = forward(there.images, **extra_inputs(there)).float().cpu().numpy()
+        logits = _in_pieces(forward, there).cpu().numpy()
         indices = np.arange(num_seen, num_seen + len(batch)) if batch.indices is None else batch.indices
         parts.append((logits, batch.targets.cpu().numpy(), indices))
         num_seen += len(batch)
@@ -64,3 +67,17 @@ def collect_outputs(
     logits, targets, indices = (np.concatenate(column) for column in zip(*parts, strict=True))
     order = np.argsort(indices, kind="stable")
     return Outputs(logits[order], targets[order], indices[order])
+
+
+def _in_pieces(forward: Callable[..., Tensor], batch: Batch) -> Tensor:
+    """Logits in float32; in two halves where memory does not suffice for the whole."""
+    try:
+        return forward(batch.images, **extra_inputs(batch)).float()
+    except ERRORS as error:
+        if not is_out_of_memory(error):
+            raise
+        if len(batch) == 1:
+            hint = "a smaller --img-size or --model"
+            raise ResourceError("E402", "out of memory with one sample at a time, in evaluation", hint=hint) from error
+    empty_cache()  # here, where the error no longer holds what the forward pass had made
+    return torch.cat([_in_pieces(forward, half) for half in batch.split((len(batch) + 1) // 2)])

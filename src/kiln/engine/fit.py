@@ -81,6 +81,7 @@ def fit(
         timetable: when to do both; by default only at the end.
     Raises:
         ArtifactError: what a stage of fine-tuning froze has changed.
+        UsageError: no sample of a whole epoch counts in the loss.
         NumericError: more than `MAX_SKIPPED_IN_A_ROW` steps in a row had a non-finite loss or gradient.
     """
     timetable = timetable or Timetable()
@@ -93,6 +94,7 @@ def fit(
     if state.tracker is not None and state.tracker.exhausted:
         state.request_stop("early_stop")  # a resume of a run that had stopped so trains no further
     stops = state.step >= total_steps or state.stop_reason == "early_stop"
+    num_empty = 0  # steps of this epoch in which nothing counted
     for batch in stream(batches, state.step):
         if stops:
             break
@@ -117,7 +119,10 @@ def fit(
             stops, saves = stops or reading.stop, saves or reading.save
             if reading.stop:
                 state.request_stop("another process asked to stop")
-            if reading.bad:
+            if reading.bad and reading.weight == 0:
+                num_empty += 1
+                yield Skipped(reading.step, NOTHING_COUNTS)
+            elif reading.bad:
                 yield _skipped(state, step, batches, reading)
             elif reading.overflow:
                 yield Skipped(reading.step, OVERFLOW)
@@ -127,6 +132,11 @@ def fit(
 
         if ends_epoch:
             state.epoch += 1
+            if num_empty == steps_per_epoch:
+                what = f"no sample of epoch {state.epoch} counts in the loss"
+                hint = "look at class weights of 0 and at ignore_index"
+                raise UsageError("E103", what, expected="weights above 0 for some samples", hint=hint)
+            num_empty = 0
             yield EpochDone(state.epoch, state.step, state.take_mean_loss())
         if evaluate is not None and evaluates:
             event = _evaluate(state, step, batches, evaluate)
@@ -143,6 +153,7 @@ def fit(
 
 
 MAX_SKIPPED_IN_A_ROW = 3
+NOTHING_COUNTS = "no sample of the batch counts in the loss"
 OVERFLOW = "a gradient overflowed fp16: the loss scale is reduced"
 
 
@@ -182,7 +193,8 @@ def _evaluate(
     metrics = evaluate(state)
     is_best = False
     if state.tracker is not None:
-        is_best = state.tracker.update(_named(metrics, state.tracker.monitor), state.step)
+        decides = _named(metrics, state.tracker.monitor)
+        is_best = state.tracker.update(decides, state.step, loss=metrics.get("loss"))
         if state.tracker.exhausted:
             state.request_stop("early_stop")
     if state.plateau is not None:

@@ -31,6 +31,9 @@ class Part(Protocol):
 class Tracker:
     """The best evaluation so far, and how long ago it was.
 
+    Of evaluations alike in the metric that decides, the one of the lowest validation loss is the best, then the earliest: a
+    few images soon are all right, long before the model has learnt what there is.
+
     Args:
         monitor: name of the metric that decides.
         patience: stop after this many evaluations without an improvement; None never stops.
@@ -52,13 +55,14 @@ class Tracker:
         self.patience, self.min_delta = patience, min_delta
         self.best: float | None = None
         self.best_step = 0
+        self.best_loss: float | None = None
         self.improved_to: float | None = None
         self.evaluations_since_improvement = 0
 
-    def update(self, metric: Any, step: int) -> bool:
+    def update(self, metric: Any, step: int, *, loss: Any = None) -> bool:
         """Record an evaluation; True when it is the best so far. A NaN never is.
 
-        `metric` is a number, or has a `value` and may say `higher_is_better`.
+        `metric` is a number, or has a `value` and may say `higher_is_better`; `loss`, which breaks ties, likewise, or None.
         """
         value = float(getattr(metric, "value", metric))
         sign = 1.0 if getattr(metric, "higher_is_better", self.higher_is_better) else -1.0
@@ -66,10 +70,14 @@ class Tracker:
             self.improved_to, self.evaluations_since_improvement = value, 0
         else:
             self.evaluations_since_improvement += 1
-        if value == value and (self.best is None or sign * (value - self.best) > 0):
-            self.best, self.best_step = value, step
+        loss = None if loss is None else float(getattr(loss, "value", loss))
+        if value == value and (self.best is None or sign * (value - self.best) > 0 or self._breaks_tie(value, loss)):
+            self.best, self.best_step, self.best_loss = value, step, loss
             return True
         return False
+
+    def _breaks_tie(self, value: float, loss: float | None) -> bool:
+        return value == self.best and loss is not None and self.best_loss is not None and loss < self.best_loss
 
     @property
     def exhausted(self) -> bool:
@@ -81,6 +89,7 @@ class Tracker:
         return {
             "best": self.best,
             "best_step": self.best_step,
+            "best_loss": self.best_loss,
             "improved_to": self.improved_to,
             "since": self.evaluations_since_improvement,
         }
@@ -88,6 +97,7 @@ class Tracker:
     def load_state(self, state: dict[str, Any]) -> None:
         """Continue from `state()`."""
         self.best, self.best_step = state["best"], state["best_step"]
+        self.best_loss = state.get("best_loss")  # checkpoints of before ties were broken have none
         self.improved_to, self.evaluations_since_improvement = state["improved_to"], state["since"]
 
 

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from kiln.batch import Batch
+from kiln.engine.out_of_memory import ERRORS, empty_cache, is_out_of_memory
 from kiln.engine.precision import autocast, multiplying_fp32
 from kiln.engine.scaler import LossScaler
 from kiln.engine.state import State
@@ -150,7 +151,9 @@ class Step:
                         with self.sam.uphill(self._parameters), state.buffers.unchanged():
                             self._evaluate(state, batch, num_samples, count)
                 break
-            except torch.OutOfMemoryError as error:
+            except ERRORS as error:
+                if not is_out_of_memory(error):
+                    raise
                 self._halve(state, batch, error)
         if self.clip is not None:
             self.clip(self._parameters)
@@ -198,11 +201,15 @@ class Step:
         if self.strategy.world_size > 1:
             loss, weight, stop, save = self._sum_over_processes(state, loss, weight)
         if isinstance(weight, Tensor):
-            scale = (torch.full_like(weight, count) / weight).float()  # `count / weight` is less exact in torch
+            scale = torch.full_like(weight, count) / weight  # `count / weight` is less exact in torch
             self._bad += weight == 0  # nothing to take the mean of
         gradients = [p.grad for p in self._parameters if p.grad is not None]
         if loss.dtype != gradients[0].dtype:
             loss = loss.to(gradients[0].dtype)
+        if loss.dtype == torch.float64 and scale is not self._one:  # the check below scales by a float32
+            torch._foreach_mul_([*gradients, loss], scale)
+            scale = self._one
+        scale = scale.float()
         if self.scaler is None:
             torch._amp_foreach_non_finite_check_and_unscale_([*gradients, loss], self._bad, scale)
         else:
@@ -231,7 +238,7 @@ class Step:
         optimizer: Any = state.optimizer
         if self._skips_itself:
             optimizer.grad_scale, optimizer.found_inf = None, self._bad
-            optimizer.step()
+            self._update(optimizer)
             state.buffers.restore_if(self._bad)
             if state.average is not None:
                 state.average.update(unless=self._bad)
@@ -240,10 +247,23 @@ class Step:
         if bad:
             state.buffers.restore()
         else:
-            optimizer.step()
+            self._update(optimizer)
             if state.average is not None:
                 state.average.update()
         return bad
+
+    def _update(self, optimizer: Any) -> None:
+        """Raises: ResourceError (E402): no memory for what the optimizer keeps; some weights may have moved already."""
+        try:
+            optimizer.step()
+        except ERRORS as error:
+            if not is_out_of_memory(error):
+                raise
+            what = (
+                f"out of memory in the update of {type(optimizer).__name__}, which smaller batches do not make smaller"
+            )
+            hint = "an optimizer that keeps less (--opt sgd, adafactor), a smaller --model, or finetune.mode=head"
+            raise ResourceError("E402", what, hint=hint) from error
 
     def _closure_step(self, state: State, batch: Batch, num_samples: int, count: float, loss: Tensor) -> float:
         """A step of an optimizer that evaluates the batch again and again; it waits for each loss.
@@ -280,7 +300,7 @@ class Step:
             state.average.update()
         return 0.0
 
-    def _halve(self, state: State, batch: Batch, error: torch.OutOfMemoryError) -> None:
+    def _halve(self, state: State, batch: Batch, error: BaseException) -> None:
         size = self.micro_batch_size or len(batch)
         if is_coupled(self.forward_loss):
             what = f"out of memory with {size} samples at once, and the loss couples them: they cannot be cut"
@@ -298,7 +318,7 @@ class Step:
         for parameter in self._parameters:
             parameter.grad = None
         state.buffers.restore()
-        torch.accelerator.empty_cache() if torch.accelerator.is_available() else None
+        empty_cache()
         self.micro_batch_size = (size + 1) // 2
         state.decide("out_of_memory", micro_batch_size=self.micro_batch_size, asked=self._asked_micro_batch_size)
 

@@ -24,7 +24,15 @@ SHORT_NAMES = {
     "checkpoint_every": "checkpoint.every",
 }
 
-FIELDS_OF_OBJECTS = ("loss.name", "schedule.name", "data.collate", "training.monitor", "training.metrics")
+FIELDS_OF_OBJECTS = (
+    "model.name",
+    "loss.name",
+    "optim.name",
+    "schedule.name",
+    "data.collate",
+    "training.monitor",
+    "training.metrics",
+)
 """Fields that take the user's own code as an object too."""
 
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
+import shlex
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from kiln.errors import DataError, UsageError
 from kiln.jobs.evaluate import samples_of
 from kiln.jobs.measure import collect, judge
 from kiln.jobs.training.results import read_results, write_results
+from kiln.measure.calibration_harm import Harm, calibration_harm
 from kiln.metrics import wilson
 from kiln.metrics.calibration import METHODS, Method, threshold_for_accuracy, threshold_for_coverage
 from kiln.models.modelfile import set_decision
@@ -129,7 +131,8 @@ def calibrate(
         device: where to compute, if anything must be.
         trust: code that the model file may name.
         **settings: fields of `Wanted` by name.
-    Returns: `decision`, `fitted`, and `metrics` of each split before and after, where the run kept its outputs.
+    Returns: `decision`, `metrics` of each split before and after, where the run kept its outputs, and `harm`: what got
+        worse on test, or None.
     Raises: UsageError: test data, or settings that contradict each other. DataError: see `fit_decision`.
     """
     wanted = wanted or Wanted(**settings)
@@ -144,7 +147,8 @@ def calibrate(
     if data is None and is_run and (folder / OUTPUTS).is_file():
         return _of_run(Run(folder), wanted)
     predictor = load(folder, device=device, trust=trust)
-    source, indices, targets, _ = samples_of(predictor, folder, data, split=split)
+    again = f"kiln calibrate {shlex.quote(str(folder))} DATA"
+    source, indices, targets, _ = samples_of(predictor, folder, data, split=split, again=again)
     said, _ = collect(
         predictor, source, indices, targets, split=split, batch_size=BATCH_SIZE, skip_bad=False, workers=4
     )
@@ -153,7 +157,7 @@ def calibrate(
     before = judge(predictor.task, predictor.classes, predictor.decision, said)
     after = judge(predictor.task, predictor.classes, decision, said)
     measured = {split: {"before": before.plain_metrics(), "after": after.plain_metrics(), **_answers(after.details)}}
-    return {"model": str(file), "digest": digest, "decision": decision.to_dict(), "metrics": measured}
+    return {"model": str(file), "digest": digest, "decision": decision.to_dict(), "metrics": measured, "harm": None}
 
 
 def _answers(details: Mapping[str, Any]) -> dict[str, Any]:
@@ -178,4 +182,20 @@ def _of_run(run: Run, wanted: Wanted) -> dict[str, Any]:
         name: {"before": before[name].plain_metrics(), "after": found.plain_metrics(), **_answers(found.details)}
         for name, found in after.items()
     }
-    return {"model": str(run.model_file), "digest": digest, "decision": decision.to_dict(), "metrics": measured}
+    harm = _harm(task, kept, decision)
+    return {
+        "model": str(run.model_file),
+        "digest": digest,
+        "decision": decision.to_dict(),
+        "metrics": measured,
+        "harm": None if harm is None else asdict(harm),
+    }
+
+
+def _harm(task: Task, kept: KeptOutputs, decision: Decision) -> Harm | None:
+    """What got worse on test, if there are outputs of it."""
+    part = kept.splits.get("test")
+    if part is None:
+        return None
+    groups = None if part.groups is None else np.array(part.groups)
+    return calibration_harm(task, part.logits, part.targets, decision, classes=kept.classes, groups=groups)

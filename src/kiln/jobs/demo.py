@@ -27,14 +27,14 @@ def demo(output: str = "runs", *, progress: Progress | None = None) -> Run:
     return train(data, recipe=preset("digits").override({"run.output": output}), progress=progress)
 
 
-def write_digits(folder: Path) -> None:
-    """Write the digits as PNG files, one folder per class; does nothing where they are already."""
+def write_digits(folder: Path) -> Path:
+    """Write the digits as PNG files, one folder per class; does nothing where they are already. Returns: the folder."""
     try:
         from sklearn.datasets import load_digits
     except ImportError as error:
         raise MissingExtraError("scikit-learn", extra="demo", purpose="the demonstration") from error
     if folder.is_dir():
-        return
+        return folder
     digits: Any = load_digits()
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".digits-") as staged:
@@ -44,3 +44,4 @@ def write_digits(folder: Path) -> None:
             place.mkdir(parents=True, exist_ok=True)
             Image.fromarray((pixels * (255 / 16)).round().astype("uint8")).save(place / f"{number:04d}.png")
         whole.rename(folder)
+    return folder

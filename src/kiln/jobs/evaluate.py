@@ -21,6 +21,7 @@ from kiln.jobs.intake import open_recipe_source
 from kiln.jobs.measure import collect, judge
 from kiln.run import RECIPE, SPLIT, Run, write_atomically
 from kiln.runtimes import BATCH_SIZE, Predictor, load
+from kiln.runtimes.views import view_names
 from kiln.tasks.labels import is_integer
 
 SPLITS = ("train", "val", "test", "all")
@@ -59,7 +60,7 @@ def evaluate(
         trust: code that the model file may name.
         tta: views of each image whose probabilities are averaged; `views` of `kiln.load`.
         output: also write the result there, as JSON.
-    Returns: metrics by name, `intervals`, `n`, `skipped`, `per_class`, `confusion`, `notes`.
+    Returns: metrics by name, `intervals`, `n`, `skipped`, `per_class`, `confusion`, `views` of each image, `notes`.
     Raises: DataError: classes that the model does not know, an unreadable file, an empty split.
     """
     if split not in SPLITS:
@@ -84,6 +85,7 @@ def evaluate(
         "model": str(path),
         "data": source.where,
         "split": split,
+        "views": [] if tta == "none" else list(view_names(tta)),
         **measured.to_dict(),
         "notes": notes,
     }
@@ -93,7 +95,7 @@ def evaluate(
 
 
 def samples_of(
-    predictor: Predictor, path: Path, data: Any, *, split: str
+    predictor: Predictor, path: Path, data: Any, *, split: str, again: str = ""
 ) -> tuple[Source, NDArray[np.int64], NDArray[Any], list[str]]:
     """Labelled samples for a model: of the run that it came from, or of other data.
 
@@ -102,11 +104,12 @@ def samples_of(
         path: of its run or file.
         data: as for `evaluate`.
         split: one of `SPLITS`.
+        again: the command that names data, where they are wanted; `kiln evaluate` by default.
     Returns: the source, which of its samples, targets for all of them, and what to tell.
     Raises: as `evaluate`.
     """
     run = Run(path) if (path / RECIPE).is_file() else None
-    source, notes = _source(path, run, data)
+    source, notes = _source(path, run, data, again or f"kiln evaluate {shlex.quote(str(path))} DATA")
     names, name_notes = _names(predictor, source)
     targets = predictor.task.encode(source.labels or (), predictor.classes, given=names)
     indices, split_notes = _indices(run, source, split)
@@ -118,13 +121,13 @@ def _workers(asked: int | None) -> int:
     return min(os.cpu_count() or 1, 8) if asked is None else asked
 
 
-def _source(path: Path, run: Run | None, data: Any) -> tuple[Source, list[str]]:
+def _source(path: Path, run: Run | None, data: Any, again: str) -> tuple[Source, list[str]]:
     """The data, and how they differ from what the run recorded."""
     if run is None:
         if data is None:
-            raise UsageError("E103", "no data to evaluate on", hint=f"kiln evaluate {shlex.quote(str(path))} DATA")
+            raise UsageError("E103", f"no data: {path} is no run, and knows none", hint=again)
         return open_source(data), []
-    recipe, hint = run.recipe, f"kiln evaluate {shlex.quote(str(path))} DATA, if it lies elsewhere now"
+    recipe, hint = run.recipe, f"{again}, if it lies elsewhere now"
     if data is None and recipe.data.path is None:
         raise UsageError("E103", "the run was trained on objects, which it cannot open again", hint="name the data")
     if data is not None and not (recipe.data.path is not None and _same_place(data, recipe.data.path)):

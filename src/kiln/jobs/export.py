@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from kiln.deployment.export import export_onnx
 from kiln.errors import UsageError
+from kiln.models.ensemblefile import ENSEMBLE
 from kiln.models.modelfile import read_model
 from kiln.runtimes import model_path
 
@@ -40,6 +42,10 @@ def export(
     if format not in FORMATS:
         raise UsageError("E101", f"unknown export format {format!r}", got=format, choices=FORMATS)
     source = model_path(model)
+    if source.name == ENSEMBLE:
+        member = next(source.parent.glob("*/*.safetensors"), source.parent)
+        hint = f"export its members, such as kiln export {shlex.quote(str(member))}"
+        raise UsageError("E103", f"{source.parent} is an ensemble: several models, and no one graph", hint=hint)
     target = Path(output) if output is not None else source.with_suffix(".onnx")
     if target.suffix.lower() != ".onnx":
         raise UsageError("E102", f"output = {str(target)!r}", expected="a name that ends in .onnx")

@@ -162,12 +162,14 @@ def refuse_bad_headers(bad: Sequence[BadFile], split: Split, *, max_bad_fraction
     for name, indices in split.parts().items():
         found = [file for file in bad if file.split == name]
         if name == "train" and len(found) > max_bad_fraction * len(indices):
+            enough = min(100 * len(found) // len(indices) + 1, 100) / 100
             raise DataError(
                 "E206",
                 f"{len(found)} of {len(indices)} training files cannot be read",
                 expected=f"at most {max_bad_fraction:.1%} (data.max_bad_fraction)",
                 details=_listed(found),
-                hint="mend or remove them, or allow more with --set data.max_bad_fraction=0.05",
+                hint=f"mend or remove them (kiln check DATA lists them all), or allow more with "
+                f"--set data.max_bad_fraction={enough:g}",
             )
         if name != "train" and found and not skip_bad:
             raise DataError(

@@ -23,6 +23,8 @@ from kiln.errors import DataError, UsageError
 from kiln.jobs.folds import OUT_OF_FOLD
 from kiln.jobs.intake import open_recipe_source
 from kiln.language import tr
+from kiln.metrics.classification import balanced_accuracy, confusion_matrix
+from kiln.metrics.ranking import mean_roc_area
 from kiln.observe.outputs import KeptOutputs, SplitOutputs
 from kiln.observe.wording import percent
 from kiln.reports.check_page import check_page
@@ -31,6 +33,8 @@ from kiln.tasks import Task, from_dict
 
 PAGE, TABLE = "labels.html", "labels.csv"
 SUGGESTIONS = (KEEP, "relabel")
+LEAST_SKILL = 0.5
+"""Models nearer to chance than to perfection do not judge labels: where they differ from one, it is mostly they who err."""
 MOST_SHOWN = 200
 """Suspects with a picture on the page; all are in labels.csv."""
 
@@ -46,12 +50,13 @@ def labels(
     """Rank the samples whose given label is probably wrong, the most certain first.
 
     Best asked of a run of folds (`kiln.train(data, folds=5)`), which has an answer for every sample by a model that did
-    not train on it. Any other run knows only the samples that it held out, and a note says so.
+    not train on it. Any other run knows only the samples that it held out, and a note says so. Weak models (`LEAST_SKILL`)
+    judge nothing: what they doubt is a `label_doubt` and no `label_error`, nothing is estimated or suggested.
 
     Args:
         run: a finished run, or its folder.
         output: a folder for `labels.html`, to look at, and `labels.csv`, to edit and give to `--decisions`.
-        top: the first so many alone.
+        top: the first so many alone; `left_out` of what is returned counts the rest.
         suggest: what stands in the column `decision`: `keep`, to be edited, or `relabel`, the suggestion itself.
         data: where the pictures are, if not where the run was trained.
     Returns: a finding for each suspect, with the reason in words.
@@ -65,7 +70,8 @@ def labels(
     if not kept.splits:
         raise DataError("E204", f"{run.path} held no sample out", hint="kiln train DATA --folds 5")
     found = label_findings(kept, suggest=suggest)
-    found = replace(found, where=str(run.path), findings=_first(found.findings, top))
+    first = _first(found.findings, top)
+    found = replace(found, where=str(run.path), findings=first, left_out=len(found) - len(first))
     if output is not None:
         folder = Path(output)
         source = _pictures(run, data)
@@ -96,26 +102,20 @@ def label_findings(kept: KeptOutputs, *, suggest: str = KEEP) -> Findings:
     began = time.monotonic()
     ranked: list[tuple[float, Finding]] = []
     places: dict[str, Place] = {}
-    expected = 0.0
-    for name, part in kept.splits.items():
-        judged = _Judged.of(kept, name)
-        expected += judged.errors.num_expected
+    all_judged = [_Judged.of(kept, name) for name in kept.splits]
+    weak = _skill(all_judged) < LEAST_SKILL
+    for judged in all_judged:
+        name, part = judged.name, judged.part
         places |= {
             key: Place(_SPLIT_OF.get(name, name), label) for key, label in zip(part.keys, part.labels, strict=True)
         }
         ranked += [
-            (float(judged.errors.quality[index]), judged.finding(index, suggest))
+            (float(judged.errors.quality[index]), judged.finding(index, KEEP if weak else suggest, weak=weak))
             for index in judged.errors.order.tolist()
         ]
     ranked.sort(key=lambda pair: pair[0])
     total = f"{len(places):,}"
-    notes = [
-        tr(
-            "of {total} labels about {count} are wrong, as the confident joint estimates",
-            count=round(expected),
-            total=total,
-        )
-    ]
+    notes = _reliance(all_judged, total, weak=weak)
     if OUT_OF_FOLD not in kept.splits:
         text = "only the {total} samples that the run held out were judged; kiln train DATA --folds 5 judges all"
         notes.append(tr(text, total=total))
@@ -127,6 +127,34 @@ def label_findings(kept: KeptOutputs, *, suggest: str = KEEP) -> Findings:
         places,
         seconds=time.monotonic() - began,
     )
+
+
+def _reliance(all_judged: Sequence[_Judged], total: str, *, weak: bool) -> list[str]:
+    """How often the models were right, and what that allows to be said."""
+    right = percent(float(np.concatenate([judged.right for judged in all_judged]).mean()))
+    if weak:
+        text = "these models are right for {right} of the images; they cannot judge labels: train longer or from pretrained weights"
+        return [tr(text, right=right)]
+    expected = sum(judged.errors.num_expected for judged in all_judged)
+    return [
+        tr("the models agree with the labels given for {right} of the images", right=right),
+        tr(
+            "of {total} labels about {count} are wrong, as the confident joint estimates",
+            count=round(expected),
+            total=total,
+        ),
+    ]
+
+
+def _skill(all_judged: Sequence[_Judged]) -> float:
+    """From 0, chance, to 1: balanced accuracy brought to that scale; for several labels an image, the area under the ROC."""
+    scores = np.concatenate([judged.probabilities for judged in all_judged])
+    truth = np.concatenate([judged.truth for judged in all_judged])
+    if not all_judged[0].one_label:  # rare labels seldom reach one half, however well they are told apart
+        return 2 * mean_roc_area(truth, scores) - 1
+    num_classes = truth.shape[1]
+    confusion = confusion_matrix(truth.argmax(axis=1), scores.argmax(axis=1), num_classes)
+    return (num_classes * balanced_accuracy(confusion) - 1) / (num_classes - 1)
 
 
 @dataclass(frozen=True)
@@ -149,7 +177,22 @@ class _Judged:
         texts = {task.occurring([text], kept.classes): text for one in kept.splits.values() for text in set(one.labels)}
         return cls(task, kept.classes, name, part, probabilities, errors, texts)
 
-    def finding(self, index: int, suggest: str) -> Finding:
+    @property
+    def right(self) -> NDArray[np.bool_]:
+        """(N,) where the models said what the labels say."""
+        return self.task.correct(self.probabilities, self.part.targets)
+
+    @property
+    def truth(self) -> NDArray[np.bool_]:
+        """(N, K) the labels as given."""
+        return self.task.true_labels(self.part.targets, self.probabilities.shape[1])
+
+    @property
+    def one_label(self) -> bool:
+        """Whether each sample bears one label, and not any number of them."""
+        return self.part.targets.ndim == 1
+
+    def finding(self, index: int, suggest: str, *, weak: bool) -> Finding:
         """One suspect: the reason in words, and the decision that is suggested."""
         row, suggested = self.probabilities[index], self.errors.suggested[index]
         given = self.task.true_labels(self.part.targets[index : index + 1], len(self.classes))[0]
@@ -165,7 +208,8 @@ class _Judged:
         to = self.text_of.get(frozenset(names), self.task.decode(suggested.astype(float), self.classes).label)
         detail = tr(text, given=label, shares=", ".join(doubted), suggestion=to)
         relabels = suggest == "relabel" and frozenset(names) in self.text_of
-        return Finding("label_error", detail, (self.part.keys[index],), (f"relabel:{to}" if relabels else KEEP,))
+        code = "label_doubt" if weak else "label_error"
+        return Finding(code, detail, (self.part.keys[index],), (f"relabel:{to}" if relabels else KEEP,))
 
 
 _SPLIT_OF = {OUT_OF_FOLD: "train"}

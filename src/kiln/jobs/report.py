@@ -20,11 +20,24 @@ from kiln.data.source import Source
 from kiln.errors import ArtifactError, DataError, KilnError, UsageError
 from kiln.jobs.intake import open_recipe_source
 from kiln.language import speaking, tr
+from kiln.models.ensemblefile import ENSEMBLE
 from kiln.observe.outputs import KeptOutputs
 from kiln.reports.run_page.material import Explain, Material
 from kiln.reports.run_page.page import report_page
 from kiln.reports.run_page.pictures import Photographs
-from kiln.run import BAD_FILES, ENVIRONMENT, OUTPUTS, REPORT, RESULT, Run, read_json, write_atomically
+from kiln.run import (
+    BAD_FILES,
+    ENVIRONMENT,
+    FOLDS,
+    OUTPUTS,
+    REPORT,
+    RESULT,
+    Run,
+    is_run,
+    read_json,
+    write_atomically,
+)
+from kiln.runtimes import models_of_folds
 
 MOST_LOOKED_AT = 2000
 """Samples whose size, brightness and contrast are measured; of more, so many drawn by chance."""
@@ -54,8 +67,16 @@ def report(
     Returns: the file.
     Raises: UsageError: an unknown language or split, or the run is not finished. ArtifactError: a damaged file.
     """
-    found = run if isinstance(run, Run) else Run(run)
+    found = run if isinstance(run, Run) else _run_of(Path(run))
     return write_report(found, lang=lang, saliency=saliency, output=output, split=split, trust=trust)
+
+
+def _run_of(path: Path) -> Run:
+    """The run in a folder. Raises: UsageError: it holds none, or an ensemble."""
+    if (path / ENSEMBLE).is_file() and not is_run(path):
+        hint = f"kiln evaluate {shlex.quote(str(path))} DATA measures it; kiln report RUN for each member's run"
+        raise UsageError("E103", f"{path} is an ensemble, and no run to report on", hint=hint)
+    return Run(path)
 
 
 def write_report(
@@ -69,6 +90,8 @@ def write_report(
     source: Source | None = None,
 ) -> Path:
     """The same for a run at hand; `source` saves opening its data again."""
+    if (run.path / FOLDS).is_file():
+        raise models_of_folds(run.path)
     if not (run.path / RESULT).is_file():
         raise UsageError(
             "E105", f"{run.path} is not finished: it has no {RESULT}", hint=f"kiln resume {shlex.quote(str(run.path))}"

@@ -44,7 +44,7 @@ def soup(
         device: where to compute.
         trust: code that the model files may name.
     Returns: `model` (the file), `method`, `metric`, `members` (metrics of each, and whether it is `taken`), `metrics` by
-        split, `gain` on test over the best member with its 95 % interval, `notes`.
+        split, `gain` on test over the best member with its 95 % interval (None where no average was taken), `notes`.
     Raises: UsageError: an unknown method or metric. ArtifactError (E304): models of different architectures. DataError:
         no validation samples that all of them held out.
     """
@@ -79,14 +79,15 @@ def soup(
             for row, one in enumerate(candidates)
         ],
         "metrics": {split: plain_metrics(making.measured(making.calibrated(made, split), split)) for split in common},
-        "gain": making.gain(made, ranked[0]),
+        "gain": making.gain(made, ranked[0]) if len(made.rows) > 1 else None,
     }
     if making.score(made.logits) < making.score(best.logits):
         notes.append(tr("on validation this soup is below its best member; --method greedy never is"))
     if len(made.rows) == 1:
         alone = str(candidates[ranked[0]].place)
-        notes.append(tr("no average was as good as {model} alone, which is what was written", model=alone))
-    if found["gain"] is None:
+        told = "no average was taken: none was as good as {model} alone, which is what was written"
+        notes.append(tr(told, model=alone))
+    elif found["gain"] is None:
         notes.append(tr("no test samples that all models held out: nothing is claimed of a gain"))
     _write(target, made, {key: found[key] for key in ("method", "metric", "statistics", "members")})
     return {"model": str(target), **found, "notes": notes}

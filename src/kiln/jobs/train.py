@@ -18,7 +18,7 @@ from kiln.engine import checkpoint
 from kiln.engine.fit import fit
 from kiln.engine.state import State
 from kiln.engine.strategy import Strategy, naming_lost_peers
-from kiln.errors import KilnError, NumericError, Preempted, UsageError
+from kiln.errors import ArtifactError, KilnError, NumericError, Preempted, UsageError
 from kiln.events import Event, Saved
 from kiln.jobs.asked import asked_for
 from kiln.jobs.assembly.assemble import Training, assemble, make_strategy, wrap_for_processes
@@ -34,6 +34,7 @@ from kiln.jobs.training.save import Saver, bitwise_conditions, environment
 from kiln.jobs.training.signals import STOPS, Interrupted, heeding_signals, preempted, stopping_at_once
 from kiln.language import tr
 from kiln.language.patterns import translated
+from kiln.models.seal import verify_seal
 from kiln.observe.memory import expand_segments
 from kiln.observe.progress import Progress, make
 from kiln.observe.records import MetricsLog, write_summary
@@ -45,15 +46,19 @@ from kiln.recipe.trust import code_names, require_trust
 from kiln.run import (
     BAD_FILES,
     CHECKPOINTS,
+    DONE,
     ENVIRONMENT,
     FAILED,
     INTERRUPTED,
     METRICS,
+    OUTPUTS,
     PREEMPTED,
     RECIPE,
     RESOLVED,
+    RESULT,
     SPEED,
     SPLIT,
+    STATUS,
     Run,
     begin,
     clean,
@@ -112,7 +117,8 @@ def train(
             return train_folds(recipe, data, progress, train=train, folder=folder, changes=changed)
         if recipe.run.processes > 1 and launch.world_size() == 1:
             return launch.launch(named or folder, recipe, changes=changed, extend=extend, progress=progress)
-        return _resume(folder, recipe, data, progress=progress, named=named, extend=extend)
+        done = named is None and extend is None and not changed and _is_finished(folder)
+        return _resume(folder, recipe, data, progress=progress, named=named, extend=extend, done=done)
     if extend is not None:
         raise UsageError("E103", f"extend = {extend} needs a run to go on with", hint="--resume auto or --resume RUN")
     if data is None and recipe.data.path is None:
@@ -158,15 +164,43 @@ def _start(recipe: Recipe, data: Any, progress: Progress) -> Run:
 
 
 def _resume(
-    folder: Path, recipe: Recipe, data: Any, *, progress: Progress, named: Path | None = None, extend: str | None = None
+    folder: Path,
+    recipe: Recipe,
+    data: Any,
+    *,
+    progress: Progress,
+    named: Path | None = None,
+    extend: str | None = None,
+    done: bool = False,
 ) -> Run:
-    """Go on with the run in `folder`, from the checkpoint `named` if one was."""
+    """Go on with the run in `folder`, from the checkpoint `named` if one was; where it is `done`, only hold that it is so."""
     with locked(folder) if launch.rank() == 0 else nullcontext():
         intake = take_in(
             recipe, data, moved=f"kiln resume {shlex.quote(str(folder))} --data DATA, if it lies elsewhere now"
         )
         settings = recorded_settings(folder, recipe, intake)
+        if done:
+            if launch.rank() == 0:
+                step = Run(folder).status["step"]
+                progress.say(tr("finished already at step {step}; --extend 10ep trains longer", step=step))
+            return Run(folder)
         return _in_session(folder, settings, intake, progress, named=named, extend=extend)
+
+
+def _is_finished(folder: Path) -> bool:
+    """Whether all that a training leaves is there, and nothing of it would be made anew."""
+    run = Run(folder)
+    if not all(path.is_file() for path in (folder / RESULT, folder / STATUS, run.model_file, folder / OUTPUTS)):
+        return False
+    steps = checkpoint.committed_steps(run.checkpoints)
+    if run.status["state"] != DONE or not steps or steps[-1] != run.status["step"]:
+        return False
+    try:
+        checkpoint.read_checkpoint(checkpoint.folder_of(run.checkpoints, steps[-1]))
+        verify_seal(run.model_file)
+    except ArtifactError:  # to be mended by what goes on from here
+        return False
+    return True
 
 
 def _in_session(
@@ -246,7 +280,7 @@ class _Session:
             checkpoint.clean(root)
             self._check_files()
         found = self._checkpoint(root, named)
-        training = assemble(settings, self.intake, strategy, resuming=found is not None)
+        training = assemble(settings, self.intake, strategy, resuming=found is not None, begins=found is None)
         state = training.state
         data_record = record(self.intake.source)
         about = bitwise_conditions(training, settings)

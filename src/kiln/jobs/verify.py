@@ -119,7 +119,7 @@ def _trained(
 ) -> tuple[list[StepTrace], Training]:
     """Traces of the first steps of a training that begins anew."""
     with fork_rng(devices=[]):
-        training = assemble(plan, intake, Single())
+        training = assemble(plan, intake, Single(), begins=True)
         traces = trace(
             training.state,
             training.step,

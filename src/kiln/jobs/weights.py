@@ -10,11 +10,12 @@ from typing import Any
 import torch
 
 from kiln.errors import ArtifactError
-from kiln.models.convert import cache_folder
+from kiln.models.arrivals import arrived_from, forget_arrival
+from kiln.models.convert import cache_folder, converted_form
 from kiln.models.download import drop_unfinished
 from kiln.models.hub import asked_promise, cached_promise, hub_cache
 from kiln.models.integrity import Promise, hash_in_name, sha256_of
-from kiln.models.published import Published, published_as, recorded_promise
+from kiln.models.published import Published, published_as
 from kiln.models.seal import verify_seal
 
 SUFFIXES = (".safetensors", ".bin", ".pth", ".pt", ".th", ".tar")
@@ -27,7 +28,8 @@ def list_weights(pattern: str = "*") -> list[dict[str, Any]]:
     Args:
         pattern: of the repository or file, with `*`, `?` and `[..]`; a word without them is looked for anywhere.
 
-    Returns: a row per file: `name`, `file`, `cache` (hub, torch, kiln, converted, unfinished), `bytes`, `path`.
+    Returns: a row per file: `name` (a repository, an address, or the file's), `file`, `cache` (hub, torch, kiln,
+        converted, unfinished), `bytes`, `path`.
     """
     pattern = pattern if any(sign in pattern for sign in "*?[") else f"*{pattern}*"
     return [
@@ -156,8 +158,23 @@ def clear_weights(names: Sequence[str] = ()) -> list[dict[str, Any]]:
     """
     if not names:
         return [row for row in _rows() if row["cache"] in ("kiln", "converted", "unfinished") and _remove(row)]
-    paths = {path for path in (published_as(name).find() for name in names) if path is not None}
+    paths: set[Path] = set()
+    for name in names:
+        published = published_as(name)
+        whole = {path for path in published.everywhere() if path.is_file()}
+        paths |= whole | {_unfinished(path) for path in published.everywhere()}
+        paths |= {converted_form(path) for path in whole if path.suffix != ".safetensors"}
+        if published.repo:
+            paths |= {Path(row["path"]) for row in _rows() if _is_unfinished_of(row, published.repo)}
     return [row for row in _rows() if Path(row["path"]) in paths and _remove(row)]
+
+
+def _unfinished(path: Path) -> Path:
+    return path.with_name(f".{path.name}.part")
+
+
+def _is_unfinished_of(row: dict[str, Any], repo: str) -> bool:
+    return row["cache"] == "unfinished" and row["name"] == repo.partition("@")[0]
 
 
 def _rows() -> list[dict[str, Any]]:
@@ -166,7 +183,7 @@ def _rows() -> list[dict[str, Any]]:
     rows = [
         *(_row(path, "hub", _repo_of(path, hub)) for path in _weight_files(hub.glob("models--*/snapshots/*/**/*"))),
         *(_row(path, "torch") for path in _weight_files(torch_folder.glob("*"))),
-        *(_row(path, "kiln") for path in _weight_files(downloads.glob("*/*"))),
+        *(_row(path, "kiln", arrived_from(path)) for path in _weight_files(downloads.glob("*/*"))),
         *(_row(path, "converted") for path in _weight_files(converted.glob("*"))),
     ]
     unfinished = (hub.glob("models--*/blobs/.*.part"), torch_folder.glob(".*.part"), downloads.glob("*/.*.part"))
@@ -191,7 +208,6 @@ def _repo_of(path: Path, hub: Path) -> str:
 def _verified(name: str, path: Path, promise: Promise | None = None) -> dict[str, Any]:
     if promise is None:
         promise = cached_promise(path)
-        promise = promise if promise.sha256 else recorded_promise(path)
         promise = promise if promise.sha256 else Promise(hash_in_name(path.name))
     problem = promise.problem(path)
     known = bool(promise.sha256)
@@ -216,7 +232,5 @@ def _remove(row: dict[str, Any]) -> bool:
                 other.unlink()
         content.unlink(missing_ok=True)
     path.unlink(missing_ok=True)
-    if row["cache"] == "kiln":
-        for left in path.parent.glob("*.json"):
-            left.unlink()
+    forget_arrival(path)
     return True

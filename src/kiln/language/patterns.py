@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 from kiln.language import current
 
-PARTS = ("usage", "failures", "notes", "errors_models", "errors_data")
+PARTS = ("usage", "failures", "notes", "errors_models", "errors_optim", "errors_data")
 _VARIES = {"": r"(?P<{}>.+)", "d": r"(?P<{}>[\d,.]+)"}
 
 

@@ -103,6 +103,9 @@ ZH: dict[str, str] = {
     "{before} before, {after} after": "校准前 {before}，校准后 {after}",
     # the other verbs
     " ({count:,} unreadable, not counted)": "（{count:,} 张无法读取，未计入）",
+    "views  {count} of each image, probabilities averaged: {views}": "视图   每张图像 {count} 个，概率取平均：{views}",
+    "finished already at step {step}; --extend 10ep trains longer": "早已在第 {step} 步完成；--extend 10ep 可继续训练",
+    "note       validation has {images}: its numbers are uncertain; --folds 5 judges every image": "提示       验证集只有 {images}：其数值并不可靠；--folds 5 会检验每张图像",
     "images {count:,}{skipped}": "图像   {count:,}{skipped}",
     "... {count} further classes: --json or --output has them all": "…… 另有 {count} 个类别：--json 或 --output 给出全部",
     ", {count:,} of them unreadable": "，其中 {count:,} 张无法读取",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 ZH: dict[str, str] = {
+    "split  {split}, {n:,} images in common": "划分   {split}，共同的图像 {n:,} 张",
     # verdicts
     "{second} is better than {first}: accuracy {before} -> {after}, {difference}, p {p}": "{second} 优于 {first}：准确率 {before} -> {after}，{difference}，p {p}",
     "{second} is worse than {first}: accuracy {before} -> {after}, {difference}, p {p}": "{second} 不如 {first}：准确率 {before} -> {after}，{difference}，p {p}",

@@ -19,7 +19,7 @@ ZH: dict[str, str] = {
     "{file} cannot be linked from there, and was copied": "{file} 无法在那里建立链接，已改为复制",
     "the ensemble was not tried on images: {why}": "未能在图像上试运行该集成：{why}",
     "on validation this soup is below its best member; --method greedy never is": "在验证集上，这个平均模型不如其最好的成员；--method greedy 绝不会如此",
-    "no average was as good as {model} alone, which is what was written": "没有哪种平均能与单独的 {model} 相当，因此写出的就是它",
+    "no average was taken: none was as good as {model} alone, which is what was written": "没有采用任何平均：都不如单独的 {model}，因此写出的就是它",
     "the data have no training samples": "数据中没有训练样本",
     "running statistics were averaged, not measured again: {why}": "归一化的滑动统计量取了平均，没有重新测量：{why}",
 }

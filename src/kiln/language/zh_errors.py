@@ -14,6 +14,7 @@ ZH: dict[str, str] = {
     "an unknown model, loss, optimizer, schedule or task": "未知的模型、损失、优化器、学习率策略或任务",
     "a device that this machine does not have": "本机没有这个设备",
     "the output exists, or its folder does not": "输出已存在，或其所在目录不存在",
+    "there is no such run or model": "没有这个运行目录或模型",
     "no images where data was expected": "应有数据的地方没有图像",
     "an image cannot be read": "图像无法读取",
     "a label table is wrong": "标签表有误",

@@ -36,7 +36,6 @@ ZH: dict[str, str] = {
     "kiln {verb} {run} --set data.path=DATA, if it lies elsewhere now": "如果数据已移到别处：kiln {verb} {run} --set data.path=DATA",
     "kiln resume {run} --data DATA, if it lies elsewhere now": "如果数据已移到别处：kiln resume {run} --data DATA",
     "kiln labels {run} --data DATA, if it lies elsewhere now": "如果数据已移到别处：kiln labels {run} --data DATA",
-    "kiln evaluate {run} DATA, if it lies elsewhere now": "如果数据已移到别处：kiln evaluate {run} DATA",
     "there is no {path}, which the run was trained on": "不存在 {path}，而该运行正是用它训练的",
     "a folder called train, or fewer held out": "准备名为 train 的目录，或减少留出的样本",
     "at most {share} (data.max_bad_fraction)": "不超过 {share}（data.max_bad_fraction）",

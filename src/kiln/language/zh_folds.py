@@ -20,8 +20,11 @@ ZH: dict[str, str] = {
     "given {given!r}, held out {shares}: {suggestion!r}?": "标签为 {given!r}，留出预测 {shares}：应为 {suggestion!r}？",
     "of {total} labels about {count} are wrong, as the confident joint estimates": "{total} 个标签中约有 {count} 个有误（由置信联合分布估计）",
     "only the {total} samples that the run held out were judged; kiln train DATA --folds 5 judges all": "只检查了该次运行留出的 {total} 个样本；kiln train DATA --folds 5 可以检查全部样本",
-    "found  suspicious labels: {count} of {total}": "结果   可疑标签：{total} 个中有 {count} 个",
-    "... {count} more": "……另有 {count} 个",
+    "the models agree with the labels given for {right} of the images": "模型的判断与所给标签在 {right} 的图像上一致",
+    "these models are right for {right} of the images; they cannot judge labels: train longer or from pretrained weights": "这些模型只判对了 {right} 的图像，不能用来判断标签：请延长训练，或从预训练权重开始",
+    "found  suspicious labels: {count} of {total}{first}": "结果   可疑标签：{total} 个中有 {count} 个{first}",
+    "found  labels that weak models doubt: {count} of {total}{first}": "结果   较弱的模型所怀疑的标签：{total} 个中有 {count} 个{first}",
+    ", the first {shown} listed": "，列出前 {shown} 个",
     "note   {note}": "提示   {note}",
     "next   kiln labels RUN --output OUT writes the pictures and the table of decisions": "下一步 kiln labels RUN --output OUT 写出图像页面和决定表",
 }

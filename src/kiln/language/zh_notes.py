@@ -57,6 +57,7 @@ ZH: dict[str, str] = {
     "{passed:d} samples at once give good statistics": "一次 {passed} 个样本的统计量可靠",
     "the whole batch at once, halved when memory runs out": "整批一次计算，内存不足时减半",
     "usual for {name}": "{name} 的惯用值",
+    "{name} looks at its rate at the first step only": "{name} 只在第一步读取学习率",
     "{name}'s own default": "{name} 的默认值",
     "usual; the first steps are the wildest": "惯用值；最初几步最不稳定",
     "a Dataset object may not be safe to read from several threads": "Dataset 对象从多个线程读取未必安全",

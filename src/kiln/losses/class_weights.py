@@ -17,10 +17,12 @@ def weights_from_counts(counts: Sequence[float], how: str, *, beta: float = 0.99
         how: `inverse`: N / (K n), which scikit-learn calls balanced. `effective`: one over the effective number of
             samples, (1 - beta) / (1 - beta^n); Cui et al. 2019, arXiv:1901.05555, eq. 6.
         beta: of `effective`, 0 <= beta < 1: 0 weighs all classes alike, towards 1 it is `inverse`.
-    Raises: UsageError: another word, or no samples at all.
+    Raises: UsageError: another word, no samples at all, or a beta out of range.
     """
     if how not in WEIGHTINGS:
         raise UsageError("E101", f"class weights {how!r}", got=how, choices=WEIGHTINGS)
+    if not 0 <= beta < 1:
+        raise UsageError("E102", f"beta = {beta}", expected="0 <= beta < 1; 0.999 is usual")
     total = float(sum(counts))
     if total <= 0:
         raise UsageError("E102", f"class counts {list(counts)}", expected="some sample of some class")

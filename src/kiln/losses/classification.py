@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -10,7 +12,9 @@ from kiln.losses.contract import LossTerms
 from kiln.losses.reduction import (
     along_classes,
     at_least_float32,
+    check_classes,
     check_same_shape,
+    check_within_one,
     class_rows,
     class_targets,
     counted_positions,
@@ -18,6 +22,9 @@ from kiln.losses.reduction import (
     weighted_per_sample,
     weights_of_rows,
 )
+
+_NO_CLASS = -(2**62)
+"""No index is passed over unless it was asked for; torch's own default lets -100 through, as a value of 0."""
 
 
 def cross_entropy(
@@ -45,7 +52,12 @@ def cross_entropy(
     logits = at_least_float32(logits)
     targets = class_targets(logits, targets)
     if class_weights is None and ignore_index is None:
-        return LossTerms(mean_per_sample(F.cross_entropy(logits, targets, reduction="none", label_smoothing=smoothing)))
+        options: dict[str, Any] = {"reduction": "none", "label_smoothing": smoothing, "ignore_index": _NO_CLASS}
+        try:
+            return LossTerms(mean_per_sample(F.cross_entropy(logits, targets, **options)))
+        except IndexError:
+            check_classes(targets, logits.shape[1])
+            raise
     if class_weights is not None:
         class_weights = class_weights.to(logits.dtype)
     weights = weights_of_rows(class_rows(logits, targets, ignore_index=ignore_index), class_weights)
@@ -225,6 +237,7 @@ def poly1(
 
 def _questions(logits: Tensor, targets: Tensor, smoothing: float) -> tuple[Tensor, Tensor]:
     check_same_shape(logits, targets)
+    check_within_one(targets)
     logits = at_least_float32(logits)
     targets = targets.to(logits.dtype)
     return logits, targets * (1.0 - smoothing) + 0.5 * smoothing if smoothing else targets

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,6 +16,13 @@ from kiln.losses.modules import CLASSES, LABELS, SHARES, VALUES
 
 MASKS, EMBEDDINGS = "masks", "embeddings"
 SHAPES = {EMBEDDINGS: (6,), CLASSES: (5,), SHARES: (5,), LABELS: (5,), VALUES: (5,), MASKS: (3, 8, 8)}
+
+
+def _binary(outputs: Tensor, targets: Tensor) -> Tensor:
+    return classification.binary_cross_entropy(outputs, targets.unsqueeze(1).to(outputs.dtype)).values
+
+
+BINARY = ("binary_cross_entropy", _binary)
 STANDARDS = {
     CLASSES: ("cross_entropy", classification.cross_entropy),
     SHARES: ("cross_entropy", classification.cross_entropy),
@@ -30,7 +39,7 @@ class Example:
     Attributes:
         kind: of the targets.
         outputs: (B, *shape), random.
-        targets: as the kind has them.
+        targets: as the kind has them; of a single output they are 0 and 1, no and yes.
         signs: (B, *shape), +1 where a right output is large, -1 where it is small; for values, the values; for
             embeddings, a direction for each class.
     """
@@ -39,6 +48,16 @@ class Example:
     outputs: Tensor
     targets: Tensor
     signs: Tensor
+
+    @property
+    def is_binary(self) -> bool:
+        """Whether one output says yes or no to each position: a mask of one class, which has no class 1 to be an index."""
+        return self.kind in (CLASSES, MASKS) and self.outputs.shape[1] == 1
+
+    @property
+    def standard(self) -> tuple[str, Callable[[Tensor, Tensor], Any]]:
+        """Name and function of the usual loss for such targets."""
+        return BINARY if self.is_binary else STANDARDS.get(self.kind, STANDARDS[CLASSES])
 
     def right(self, size: float) -> Tensor:
         """Outputs that agree with the targets: logits of that size, or the values themselves."""
@@ -68,7 +87,8 @@ def make_example(kind: str, *, shape: tuple[int, ...] | None = None, num_samples
     """An example; the same for the same arguments.
 
     Args:
-        kind: `classes`, `shares`, `labels`, `values`, `masks` (a class at each position) or `embeddings` (of classes).
+        kind: `classes`, `shares`, `labels`, `values`, `masks` (a class at each position; 0 or 1 where there is one output)
+            or `embeddings` (of classes).
         shape: of one sample's outputs, classes first.
         num_samples: B.
         seed: of the numbers.
@@ -85,6 +105,11 @@ def make_example(kind: str, *, shape: tuple[int, ...] | None = None, num_samples
         if num_samples > 2:  # one that has all, and one that has none
             targets[0], targets[-1] = 1.0, 0.0
         return Example(kind, outputs, targets, 2 * targets - 1)
+    if kind in (CLASSES, MASKS) and whole[1] == 1:
+        yes = (draw((num_samples, *whole[2:])) < 0.5).long()
+        if num_samples > 2 and not whole[2:]:  # both occur, and in both halves
+            yes = torch.arange(num_samples) % 2
+        return Example(kind, outputs, yes, 2.0 * yes.unsqueeze(1).double() - 1)
     num_classes = whole[1]
     # every class occurs, and more than once in one half of the batch, so that losses of pairs find some
     indices = (draw((num_samples, *whole[2:])) * num_classes).long().clamp_max(num_classes - 1)

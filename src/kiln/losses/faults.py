@@ -10,16 +10,18 @@ from statistics import median
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from kiln.losses.contract import as_terms, is_coupled
-from kiln.losses.examples import CLASSES, EMBEDDINGS, LABELS, MASKS, STANDARDS, VALUES, Example, make_example
+from kiln.losses.examples import EMBEDDINGS, LABELS, MASKS, VALUES, Example, make_example
 
 OK, NOTE, WARN, FAIL = "ok", "note", "warn", "FAIL"
 EXTREME = 1e4
 SIZES = {LABELS: (5.0, 10.0, 20.0, 28.0), VALUES: (2.0, 10.0, 100.0)}
 HALF_SIZES = (2.5, 5.0, 10.0, 14.0)  # of softmax losses: what counts is the distance between two logits
 HALF_TOLERANCE = 0.02
+FADED = 1e-3
+"""A gradient that is a smaller part than this of that of mildly wrong outputs hardly teaches anything."""
 NOT_FOR_EMBEDDINGS = ("silenced", "compared")
 """Their gradient has no part along them, and no usual loss stands beside them."""
 Loss = Callable[[Any, Any], Any]
@@ -46,7 +48,10 @@ def mean_of(loss: Loss, outputs: Tensor, targets: Tensor) -> Tensor:
     """The loss of a batch as a step would count it: a scalar."""
     copy = outputs if outputs.requires_grad else outputs.clone()  # a loss may change what it is given
     values, weights = as_terms(loss(copy, targets.clone()), len(outputs))
-    return values.mean() if weights is None else (values * weights).sum() / weights.sum()
+    if weights is None:
+        return values.mean()
+    total = weights.sum()  # 0 where all is ignored; a step leaves such a batch out
+    return (values * weights).sum() / torch.where(total > 0, total, 1.0)
 
 
 def value_and_gradient(loss: Loss, outputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
@@ -85,6 +90,16 @@ def _repeats(loss: Loss, example: Example) -> Seen:
     first, second = (mean_of(loss, example.outputs, example.targets).item() for _ in range(2))
     same = first == second
     return (OK if same else WARN, "same value twice" if same else f"{first:.6g}, then {second:.6g}")
+
+
+def _parameters(loss: Loss, example: Example) -> Seen:  # noqa: ARG001 - one signature for all
+    """Training refuses a loss that would have to learn, so a check that passed it would be wrong."""
+    named = loss.named_parameters() if isinstance(loss, nn.Module) else ()
+    learning = [name for name, parameter in named if parameter.requires_grad]
+    if learning:
+        what = f"{', '.join(learning[:3])} would have to be trained, and training refuses that"
+        return (FAIL, f"{what}: make it part of the model, or a buffer of the loss")
+    return (OK, "none that would have to be trained")
 
 
 def _gradient(loss: Loss, example: Example) -> Seen:
@@ -149,7 +164,7 @@ def _edges(loss: Loss, example: Example) -> Seen:
 
 def _only_background(example: Example) -> Tensor:
     outputs = torch.full_like(example.outputs, -200.0)
-    if example.kind != LABELS:
+    if example.kind != LABELS and not example.is_binary:
         outputs[:, 0] = 200.0
     return outputs
 
@@ -164,21 +179,59 @@ def _not_finite(loss: Loss, outputs: Tensor, targets: Tensor, when: str) -> list
 
 
 def _silenced(loss: Loss, example: Example) -> Seen:
-    """A gradient of exactly 0 for outputs that are plainly wrong: a clamp has cut it off, and nothing is learnt there."""
-    sizes = SIZES.get(example.kind, HALF_SIZES)
-    first = value_and_gradient(loss, example.wrong(1.0), example.targets)[1].abs().max().item()
+    """A gradient of exactly 0 for outputs that are plainly wrong: a clamp has cut it off, and nothing is learnt there.
+
+    Also where it is 0 in float32 alone, the precision of training: `log(sigmoid(x))` in two steps rounds to 0 or 1 there
+    long before it does in float64. Positions without any gradient from the start are left out: they are ignored.
+    """
+    sizes = SIZES[LABELS] if example.is_binary else SIZES.get(example.kind, HALF_SIZES)
+    mild = value_and_gradient(loss, example.wrong(1.0), example.targets)[1]
+    counted = _counted(loss, example, mild)
+    first = mild.abs().max().item()
     last = first
     for size in sizes:
         gradient = value_and_gradient(loss, example.wrong(size), example.targets)[1]
-        zero = (gradient == 0).double().mean().item()
-        if zero > 0:
-            detail = f"gradient is 0 for {zero:.0%} of the outputs that are wrong by {size:g} (a clamp, or p rounded to 0 or 1)"
-            return (FAIL, detail)
+        coarse = value_and_gradient(loss, example.wrong(size).float(), _single(example.targets))[1]
+        lost = (coarse == 0) & (gradient.abs() > FADED * first)
+        for zeros, where in ((gradient == 0, ""), (lost, " in float32")):
+            zero = (zeros & counted).double().mean().item()
+            if zero > 0:
+                wrong = f"gradient is 0{where} for {zero:.0%} of the outputs that are wrong by {size:g}"
+                return (FAIL, f"{wrong} (a clamp, or p rounded to 0 or 1)")
         last = gradient.abs().max().item()
-    if last < 1e-3 * first:
+    if last < FADED * first:
         detail = f"gradient fades: wrong by {sizes[-1]:g} it is {last / first:.0e} of that at 1; add another loss"
         return (WARN, detail)
-    return (OK, f"wrong outputs have a gradient, up to {sizes[-1]:g} away")
+    ignored = 1 - counted.double().mean().item()
+    if ignored and not _says_ignored(loss):
+        return (WARN, f"{ignored:.0%} of the outputs have no gradient, right or wrong: are they meant to be ignored?")
+    return (
+        OK,
+        f"wrong outputs have a gradient, up to {sizes[-1]:g} away" + (f"; {ignored:.0%} ignored" if ignored else ""),
+    )
+
+
+def _counted(loss: Loss, example: Example, mild: Tensor) -> Tensor:
+    """Whether the loss looks at an output's position (or sample) at all; with one output per position it must say so."""
+    if mild.shape[1] == 1 and not _says_ignored(loss):
+        return torch.ones_like(mild, dtype=torch.bool)
+    gradients = (mild, value_and_gradient(loss, example.outputs, example.targets)[1])
+    seen = [(gradient != 0).any(1, keepdim=True) for gradient in gradients]
+    return (seen[0] | seen[1]).expand_as(mild)
+
+
+def _says_ignored(loss: Loss) -> bool:
+    """Whether a part of the loss has an `ignore_index`: ours among its settings, torch's as an attribute."""
+    parts = list(loss.modules()) if isinstance(loss, nn.Module) else []
+    own = [getattr(part, "settings", None) or {} for part in parts]
+    stated = [settings.get("ignore_index") for settings in own] + [
+        getattr(part, "ignore_index", None) for part in parts
+    ]
+    return any(one is not None for one in stated)
+
+
+def _single(targets: Tensor) -> Tensor:
+    return targets.float() if targets.is_floating_point() else targets
 
 
 def _scale(loss: Loss, example: Example) -> Seen:
@@ -238,9 +291,11 @@ def _half(loss: Loss, example: Example, dtype: torch.dtype) -> Seen:
 
 
 def _compared(loss: Loss, example: Example) -> Seen:
-    name, standard = STANDARDS[example.kind]
+    name, standard = example.standard
     value, gradient = value_and_gradient(loss, example.outputs, example.targets)
     usual, direction = value_and_gradient(standard, example.outputs, example.targets)
+    if usual == 0 or not direction.any():
+        return (NOTE, f"not compared: {name} is 0 on these outputs, whatever they are")
     cosine = torch.cosine_similarity(gradient.flatten().double(), direction.flatten(), dim=0).item()
     detail = f"value {value.item() / usual.item():.3g} times {name}, gradient's cosine with it {cosine:.3f}"
     return (NOTE if cosine > 0 else FAIL, detail if cosine > 0 else f"{detail}: against it")
@@ -249,7 +304,7 @@ def _compared(loss: Loss, example: Example) -> Seen:
 def _speed(loss: Loss, example: Example) -> Seen:
     larger = make_example(example.kind, shape=tuple(example.outputs.shape[1:]), num_samples=256)
     targets = larger.targets.float() if larger.targets.is_floating_point() else larger.targets
-    name, standard = STANDARDS.get(example.kind, STANDARDS[CLASSES])
+    name, standard = example.standard
     taken = [_seconds(one, larger.outputs.float(), targets) for one in (loss, standard)]
     return (NOTE, f"{taken[0] * 1e6:,.0f} us for 256 samples, {taken[0] / taken[1]:.1f} times {name}")
 
@@ -266,6 +321,7 @@ def _seconds(loss: Loss, outputs: Tensor, targets: Tensor) -> float:
 CHECKS: dict[str, Callable[[Loss, Example], Seen]] = {
     "inputs": _inputs,
     "repeats": _repeats,
+    "parameters": _parameters,
     "gradient": _gradient,
     "direction": _direction,
     "extreme outputs": _extremes,

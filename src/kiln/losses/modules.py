@@ -1,12 +1,14 @@
 """Losses as modules: each holds the settings of one function, checked when it is made.
 
 `takes` says which targets a loss is made for: `classes` (indices), `shares` (rows over classes that sum to 1, as mixing
-makes them), `labels` (rows of yes or no), `values` (numbers); `embeds`, that its outputs are embeddings and no logits.
+makes them), `labels` (rows of yes or no), `values` (numbers); `embeds`, that its outputs are embeddings and no logits;
+`skips_samples`, that its weights are 0 or 1 and only tell of which samples it says anything.
 Weights move with `.to(device)` and are no part of the state.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -15,7 +17,7 @@ from torch import Tensor, nn
 from kiln.errors import UsageError
 from kiln.losses import classification, contrastive, overlap, penalties, regression
 from kiln.losses.contract import LossTerms
-from kiln.losses.settings import not_negative, positive, share, vector, within_one
+from kiln.losses.settings import index, not_negative, number, positive, share, switch, vector, within_one
 
 Weights = Tensor | Sequence[float] | None
 CLASSES, SHARES, LABELS, VALUES = "classes", "shares", "labels", "values"
@@ -27,6 +29,7 @@ class Loss(nn.Module):
     takes: frozenset[str] = frozenset({CLASSES, SHARES, LABELS, VALUES})
     coupled = False
     embeds = False
+    skips_samples = False
     class_weights: Tensor | None
     pos_weight: Tensor | None
 
@@ -47,7 +50,7 @@ class CrossEntropy(Loss):
     def __init__(
         self, *, smoothing: float = 0.0, class_weights: Weights = None, ignore_index: int | None = None
     ) -> None:
-        super().__init__(smoothing=share("smoothing", smoothing), ignore_index=ignore_index)
+        super().__init__(smoothing=share("smoothing", smoothing), ignore_index=index("ignore_index", ignore_index))
         self.register_buffer("class_weights", vector("class_weights", class_weights), persistent=False)
 
     def forward(self, logits: Tensor, targets: Tensor) -> LossTerms:
@@ -75,7 +78,7 @@ class Focal(Loss):
     takes = frozenset({CLASSES, SHARES})
 
     def __init__(self, *, gamma: float = 2.0, class_weights: Weights = None, ignore_index: int | None = None) -> None:
-        super().__init__(gamma=not_negative("gamma", gamma), ignore_index=ignore_index)
+        super().__init__(gamma=not_negative("gamma", gamma), ignore_index=index("ignore_index", ignore_index))
         self.register_buffer("class_weights", vector("class_weights", class_weights), persistent=False)
 
     def forward(self, logits: Tensor, targets: Tensor) -> LossTerms:
@@ -147,8 +150,12 @@ class Poly1(Loss):
         class_weights: Weights = None,
         ignore_index: int | None = None,
     ) -> None:
+        if number("epsilon", epsilon) < -1 or not math.isfinite(epsilon):
+            raise UsageError("E102", f"epsilon = {epsilon}", expected="a finite number >= -1")
         super().__init__(
-            epsilon=not_negative("epsilon", epsilon), smoothing=share("smoothing", smoothing), ignore_index=ignore_index
+            epsilon=float(epsilon),
+            smoothing=share("smoothing", smoothing),
+            ignore_index=index("ignore_index", ignore_index),
         )
         self.register_buffer("class_weights", vector("class_weights", class_weights), persistent=False)
 
@@ -160,15 +167,28 @@ class Poly1(Loss):
 class _Overlap(Loss):
     """What the losses of overlap share: their settings, and that a region of the whole batch couples it."""
 
+    skips_samples = True
+
     def __init__(
-        self, *, class_weights: Weights, per_batch: bool, activation: str, smooth: float, **settings: Any
+        self,
+        *,
+        class_weights: Weights,
+        per_batch: bool,
+        activation: str,
+        smooth: float,
+        ignore_index: int | None,
+        **settings: Any,
     ) -> None:
         if activation not in overlap.ACTIVATIONS:
             raise UsageError("E102", f"activation = {activation!r}", got=str(activation), choices=overlap.ACTIVATIONS)
         super().__init__(
-            smooth=not_negative("smooth", smooth), per_batch=bool(per_batch), activation=activation, **settings
+            smooth=not_negative("smooth", smooth),
+            per_batch=switch("per_batch", per_batch),
+            activation=activation,
+            ignore_index=index("ignore_index", ignore_index),
+            **settings,
         )
-        self.coupled = bool(per_batch)
+        self.coupled = per_batch
         self.takes = frozenset({LABELS, SHARES}) if activation == "sigmoid" else frozenset({CLASSES, SHARES})
         self.register_buffer("class_weights", vector("class_weights", class_weights), persistent=False)
 
@@ -191,7 +211,7 @@ class Dice(_Overlap):
             class_weights=class_weights,
             per_batch=per_batch,
             activation=activation,
-            skip_absent=bool(skip_absent),
+            skip_absent=switch("skip_absent", skip_absent),
             ignore_index=ignore_index,
         )
 
@@ -215,6 +235,10 @@ class Tversky(_Overlap):
         skip_absent: bool = False,
         ignore_index: int | None = None,
     ) -> None:
+        if alpha == beta == 0:
+            raise UsageError(
+                "E102", "alpha = beta = 0", expected="one of them above 0: nothing wrong would cost anything"
+            )
         super().__init__(
             alpha=not_negative("alpha", alpha),
             beta=not_negative("beta", beta),
@@ -222,7 +246,7 @@ class Tversky(_Overlap):
             class_weights=class_weights,
             per_batch=per_batch,
             activation=activation,
-            skip_absent=bool(skip_absent),
+            skip_absent=switch("skip_absent", skip_absent),
             ignore_index=ignore_index,
         )
 
@@ -246,20 +270,32 @@ class GeneralizedDice(_Overlap):
         self,
         *,
         smooth: float = 1e-6,
+        class_weights: Weights = None,
         per_batch: bool = False,
         activation: str = "auto",
         ignore_index: int | None = None,
     ) -> None:
         super().__init__(
-            smooth=smooth, class_weights=None, per_batch=per_batch, activation=activation, ignore_index=ignore_index
+            smooth=smooth,
+            class_weights=class_weights,
+            per_batch=per_batch,
+            activation=activation,
+            ignore_index=ignore_index,
         )
 
     def forward(self, logits: Tensor, targets: Tensor) -> LossTerms:
         """One value per sample; shapes as for `Dice`."""
-        return overlap.generalized_dice(logits, targets, **self.settings)
+        return overlap.generalized_dice(logits, targets, class_weights=self.class_weights, **self.settings)
 
 
-class MeanSquaredError(Loss):
+class _Plain(Loss):
+    """A loss without settings."""
+
+    def __init__(self) -> None:
+        super().__init__()
+
+
+class MeanSquaredError(_Plain):
     """`mse` as a module."""
 
     takes = frozenset({VALUES, LABELS, SHARES})
@@ -269,7 +305,7 @@ class MeanSquaredError(Loss):
         return regression.mse(outputs, targets)
 
 
-class MeanAbsoluteError(Loss):
+class MeanAbsoluteError(_Plain):
     """`mae` as a module."""
 
     takes = frozenset({VALUES, LABELS, SHARES})
@@ -298,6 +334,7 @@ class SupervisedContrastive(Loss):
     takes = frozenset({CLASSES})
     coupled = True
     embeds = True
+    skips_samples = True
 
     def __init__(self, *, temperature: float = 0.1) -> None:
         super().__init__(temperature=positive("temperature", temperature))
@@ -344,7 +381,7 @@ class L2Weights(_WeightPenalty):
         return penalties.l2_norm_squared(self.parameters_held())
 
 
-class L1Outputs(Loss):
+class L1Outputs(_Plain):
     """`l1_outputs` as a module."""
 
     def forward(self, outputs: Tensor, targets: Tensor) -> LossTerms:  # noqa: ARG002 (a loss is called with both)
@@ -352,7 +389,7 @@ class L1Outputs(Loss):
         return penalties.l1_outputs(outputs)
 
 
-class L2Outputs(Loss):
+class L2Outputs(_Plain):
     """`l2_outputs` as a module."""
 
     def forward(self, outputs: Tensor, targets: Tensor) -> LossTerms:  # noqa: ARG002 (a loss is called with both)

@@ -17,6 +17,7 @@ from kiln.losses.reduction import (
     along_classes,
     at_least_float32,
     check_same_shape,
+    check_within_one,
     class_rows,
     counted_positions,
 )
@@ -115,6 +116,7 @@ def generalized_dice(
     targets: Tensor,
     *,
     smooth: float = 1e-6,
+    class_weights: Tensor | None = None,
     per_batch: bool = False,
     activation: str = "auto",
     ignore_index: int | None = None,
@@ -128,6 +130,7 @@ def generalized_dice(
         logits: (B, K, ...).
         targets: as for `dice`.
         smooth: as for `dice`, against the weighted sizes.
+        class_weights: (K,), >= 0: a further factor for each class.
         per_batch: count over the whole batch.
         activation: as for `dice`.
         ignore_index: the class index of positions that do not count.
@@ -139,7 +142,11 @@ def generalized_dice(
     weights = torch.where(present, size.clamp_min(torch.finfo(size.dtype).eps) ** -2, 0.0)
     largest = weights.amax(1, keepdim=True)
     weights = torch.where(present, weights, torch.where(largest > 0, largest, 1.0))
-    weights = weights / weights.amax(1, keepdim=True)  # only their proportions count, and `smooth` against them
+    if class_weights is not None:
+        weights = weights * along_classes(class_weights, weights)
+    weights = weights / weights.amax(1, keepdim=True).clamp_min(
+        torch.finfo(weights.dtype).tiny
+    )  # only their proportions count, and `smooth` against them
     hits = (weights * counts.hits).sum(1)
     wrong = (weights * (counts.false_alarms + counts.misses)).sum(1)
     losses = 1 - _ratio(2 * hits + smooth, 2 * hits + wrong + smooth)
@@ -158,6 +165,7 @@ def _count(logits: Tensor, targets: Tensor, *, per_batch: bool, activation: str,
     if activation == "sigmoid" and (single or targets.shape == logits.shape):
         check_same_shape(logits, targets)
         rows = targets.to(logits.dtype) if valid is None else torch.where(valid, targets, 0).to(logits.dtype)
+        check_within_one(rows)
     else:
         rows = class_rows(logits, targets, ignore_index=ignore_index)
         valid = None if valid is None else valid.unsqueeze(1)

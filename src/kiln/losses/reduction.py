@@ -47,6 +47,22 @@ def check_same_shape(outputs: Tensor, targets: Tensor) -> None:
         )
 
 
+def check_within_one(targets: Tensor) -> None:
+    """Only on the CPU: an accelerator would have to be waited for.
+
+    Raises: UsageError: targets below 0 or above 1.
+    """
+    if targets.device.type == "cpu" and targets.numel() and targets.dtype != torch.bool:
+        low, high = (float(end) for end in targets.aminmax())
+        if low < 0 or high > 1:
+            raise UsageError(
+                "E107",
+                f"targets lie between {low:g} and {high:g}",
+                expected="yes or no: 0 to 1",
+                hint="targets / 255 for masks that are images" if high == 255 else "",
+            )
+
+
 def class_targets(logits: Tensor, targets: Tensor) -> Tensor:
     """Targets as softmax losses take them: indices as int64, rows as floating as the logits.
 
@@ -66,6 +82,24 @@ def class_targets(logits: Tensor, targets: Tensor) -> Tensor:
     return targets.to(logits.dtype) if soft else targets.long()
 
 
+def check_classes(targets: Tensor, num_classes: int) -> None:
+    """Only on the CPU: an accelerator fails by itself, later.
+
+    Raises: UsageError: an index that is no class.
+    """
+    if targets.device.type != "cpu" or not targets.numel():
+        return
+    low, high = (int(end) for end in targets.aminmax())
+    if low < 0 or high >= num_classes:
+        wrong = low if low < 0 else high
+        raise UsageError(
+            "E107",
+            f"a target is class {wrong}, and there are {num_classes} classes",
+            expected=f"0 to {num_classes - 1}",
+            hint=f"ignore_index={wrong} leaves such positions out" if wrong in (-100, -1, 255) else "",
+        )
+
+
 def class_rows(logits: Tensor, targets: Tensor, *, smoothing: float = 0.0, ignore_index: int | None = None) -> Tensor:
     """Targets as rows over the classes: (B, K, ...), floating; positions to ignore have rows of zeros.
 
@@ -77,6 +111,7 @@ def class_rows(logits: Tensor, targets: Tensor, *, smoothing: float = 0.0, ignor
         rows = targets
     else:
         indices = targets if valid is None else torch.where(valid, targets, 0)
+        check_classes(indices, logits.shape[1])
         rows = F.one_hot(indices, logits.shape[1]).movedim(-1, 1).to(logits.dtype)
     if smoothing:
         rows = rows * (1.0 - smoothing) + smoothing / logits.shape[1]

@@ -19,7 +19,9 @@ class WeightedSum(nn.Module):
     """A sum of losses, each times its factor; one value and one weight per sample.
 
     Where a term weighs samples (class weights, ignored positions), those weights are the sample's own, and count for all
-    terms: the mean of the sum is that of its parts under the same weights, and the batch may be cut anywhere.
+    terms: the mean of the sum is that of its parts under the same weights, and the batch may be cut anywhere. A term that
+    says nothing of some samples (`skips_samples`: an image without any counted position, an anchor without a partner)
+    adds 0 for those, and leaves them to the others.
 
     Args:
         terms: losses, as modules.
@@ -37,8 +39,17 @@ class WeightedSum(nn.Module):
         Raises: UsageError: two terms that weigh the samples differently, so that there is no one mean.
         """
         results = [as_terms(term(outputs, targets), len(outputs)) for term in self.terms]
-        values = sum(factor * terms.values for factor, terms in zip(self.factors, results, strict=True))
-        weighing = [terms.weights for terms in results if terms.weights is not None]
+        skips = [bool(getattr(term, "skips_samples", False)) for term in self.terms]
+        values = sum(
+            factor * (_where_said(terms) if skip else terms.values)
+            for factor, terms, skip in zip(self.factors, results, skips, strict=True)
+        )
+        weighing = [
+            terms.weights for terms, skip in zip(results, skips, strict=True) if terms.weights is not None and not skip
+        ]
+        said = [terms.weights for terms in results if terms.weights is not None]
+        if len(said) == len(results) and not weighing:  # nobody says anything of some samples
+            weighing = [torch.stack(said).amax(0)]
         for other in weighing[1:]:
             if not torch.equal(other, weighing[0]):  # on an accelerator this waits; only with two weighing terms
                 raise UsageError(
@@ -47,6 +58,10 @@ class WeightedSum(nn.Module):
                     expected="the same class weights and ignore_index for both, or for one of them only",
                 )
         return LossTerms(torch.as_tensor(values), weighing[0] if weighing else None)
+
+
+def _where_said(terms: LossTerms) -> Tensor:
+    return terms.values if terms.weights is None else terms.values * terms.weights
 
 
 class FunctionLoss(nn.Module):

@@ -1,6 +1,6 @@
 """Metrics as pure functions over counts, and the intervals that go with them."""
 
 from kiln.metrics import classification, multilabel
-from kiln.metrics.intervals import Metric, bootstrap, bootstrap_mean, mean_of_shares, wilson
+from kiln.metrics.intervals import Metric, bootstrap, bootstrap_mean, wilson
 
-__all__ = ["Metric", "bootstrap", "bootstrap_mean", "classification", "mean_of_shares", "multilabel", "wilson"]
+__all__ = ["Metric", "bootstrap", "bootstrap_mean", "classification", "multilabel", "wilson"]

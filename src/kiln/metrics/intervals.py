@@ -72,23 +72,6 @@ def wilson(
     return low, high
 
 
-def mean_of_shares(successes: ArrayLike, n: ArrayLike) -> tuple[float, float]:
-    """95 % interval of the mean of independent shares, such as the mean recall over classes.
-
-    The Wilson intervals of the shares are combined by their distances from the estimate, so it has a width even where
-    every sample was right, which no resampling can give. Source: Zou and Donner 2008, Statistics in Medicine 27, eq. 3.
-
-    Args:
-        successes: (K,).
-        n: (K,), each > 0.
-    """
-    low, high = wilson(successes, n)
-    shares = np.asarray(successes, np.float64) / np.asarray(n, np.float64)
-    below = np.sqrt(np.square(shares - low).sum()) / len(shares)
-    above = np.sqrt(np.square(high - shares).sum()) / len(shares)
-    return float(max(shares.mean() - below, 0.0)), float(min(shares.mean() + above, 1.0))
-
-
 def bounded(
     value: float, variance: float, *, n: float, centre: float | None = None, least: float = 0.0, most: float = 1.0
 ) -> tuple[float, float]:

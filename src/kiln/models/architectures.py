@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 from collections.abc import Callable
 from dataclasses import replace
@@ -66,7 +67,10 @@ _SPELLINGS: dict[str, tuple[str, ...]] = {
 
 
 def build_users(wanted: Wanted) -> Built:
-    """What the user's function returns, called with those of our values that it has parameters for."""
+    """What the user's function returns, called with those of our values that it has parameters for; or the user's network.
+
+    A network given as an object is copied as it is, weights and all, and its ends fitted to channels and classes.
+    """
     if wanted.pretrained:
         hint = "--weights FILE, or load them in the function and say --weights none"
         raise ArtifactError("E301", f"Kiln knows of no published weights for {wanted.name}", hint=hint)
@@ -78,10 +82,20 @@ def build_users(wanted: Wanted) -> Built:
         raise UsageError(
             "E108", f"{wanted.name} is a {type(make).__name__}", expected="a function or class that makes a model"
         )
+    if isinstance(make, nn.Module):
+        return _copied(make, wanted)
     model = make(**_arguments_for(make, wanted))
     if not isinstance(model, nn.Module):
         raise UsageError("E107", f"{wanted.name} returned {type(model).__name__}", expected="a torch.nn.Module")
     return Built(model, wanted.name, dict(wanted.kwargs), img_size=wanted.img_size or 224)
+
+
+def _copied(model: nn.Module, wanted: Wanted) -> Built:
+    unused = [name for name in ("drop", "drop_path", "kwargs") if getattr(wanted, name)]
+    if unused:
+        raise UsageError("E103", f"model.{unused[0]} has no effect: the network was given ready made")
+    note = "the network was given as an object: in another process its model file cannot be opened; module:function can"
+    return Built(copy.deepcopy(model), wanted.name, {}, img_size=wanted.img_size or 224, notes=(note,))
 
 
 def _arguments_for(make: Callable[..., Any], wanted: Wanted) -> dict[str, Any]:

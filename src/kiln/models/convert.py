@@ -48,8 +48,7 @@ def convert(source: Path) -> Path:
         ArtifactError: the file is damaged (E307), or holds no weights (E304).
         ResourceError: it does not fit the limits (E402).
     """
-    digest = _digest(source)
-    target = cache_folder("weights") / f"{digest}-v{VERSION}.safetensors"
+    target = converted_form(source)
     if target.exists():
         try:
             verify_seal(target)
@@ -61,9 +60,11 @@ def convert(source: Path) -> Path:
     return target
 
 
-def _digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def converted_form(source: Path) -> Path:
+    """Where the converted form of a file's content lies, once there is one."""
+    with source.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    return cache_folder("weights") / f"{digest}-v{VERSION}.safetensors"
 
 
 def _run_child(source: Path, target: Path) -> None:

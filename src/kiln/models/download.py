@@ -65,7 +65,7 @@ PATIENT = Patience()
 def offline_reason() -> str:
     """Which variable forbids connections, as a sentence; nothing where none does."""
     for name in ("KILN_OFFLINE", "HF_HUB_OFFLINE"):
-        if os.environ.get(name, "").upper() in ("1", "ON", "YES", "TRUE"):
+        if os.environ.get(name, "").strip().upper() not in ("", "0", "OFF", "NO", "FALSE", "N", "F"):
             return f"{name} is set"
     return ""
 
@@ -168,7 +168,7 @@ def _not_had(
 ) -> ArtifactError:
     by_hand = f"- fetch {public_address(addresses[-1])} elsewhere and put it at {part.target}"
     size = part.size
-    kept = f"{size:,} bytes in {part.path}; the next try goes on from there" if size else ""
+    kept = f"{size:,} bytes in {part.path}; the next try goes on from there" if part.can_go_on else ""
     if len(failures) == 1:
         what, failures = f"{what}: {failures[0]}", ()
     return ArtifactError(code, what, details=[*failures, "ways out:", by_hand, *ways], kept=kept)
@@ -261,7 +261,10 @@ def _accept(address: str, part: Part, answer: Any, *, ranged: bool) -> int | Non
         return int(found[2]) + 1 if found[3] == "*" else int(found[3])
     etag = answer.headers.get("ETag", "")
     weak = not etag or etag.startswith("W/")
-    part.start_anew(address, answer.headers.get("Last-Modified", "") if weak else etag)  # no ranges, or it changed
+    validator = answer.headers.get("Last-Modified", "") if weak else etag
+    # All of it was sent: a server without ranges, or the file changed, or nothing was here.
+    ranges = answer.headers.get("Accept-Ranges", "none" if ranged else "").lower() != "none"
+    part.start_anew(address, validator, ranges=ranges)
     length = answer.headers.get("Content-Length", "")
     return int(length) if length.isdigit() else None
 

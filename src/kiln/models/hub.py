@@ -15,6 +15,7 @@ from typing import Any
 
 from kiln.errors import ArtifactError
 from kiln.models import download
+from kiln.models.arrivals import arrived_promise, note_arrival
 from kiln.models.integrity import Promise
 
 HUB_FILES = ("model.safetensors", "pytorch_model.bin", "open_clip_model.safetensors", "open_clip_pytorch_model.bin")
@@ -85,9 +86,17 @@ def cached_hub_file(repo: str, name: str) -> Path | None:
 
 
 def cached_promise(path: Path) -> Promise:
-    """What the hub's cache promises about a file: it names large ones by their SHA-256."""
+    """What the hub's cache promises about a file: it names large ones by their SHA-256; else the hash it arrived with."""
     name = path.resolve().name
-    return Promise(name if _SHA256.fullmatch(name) else "")
+    return Promise(name) if _SHA256.fullmatch(name) else arrived_promise(path)
+
+
+def hub_copies(repo: str, name: str) -> list[Path]:
+    """A file of a repository in all snapshots of the hub's cache; of the asked revision's alone, where one is asked."""
+    if repo.partition("@")[2]:
+        found = cached_hub_file(repo, name)
+        return [] if found is None else [found]
+    return sorted(_repo_folder(repo).glob(f"snapshots/*/{name}"))
 
 
 def hub_endpoint() -> str:
@@ -150,7 +159,10 @@ def _fetch(repo: str, name: str, endpoint: str) -> Path:
     about = _ask(hub_address(repo, name, endpoint))
     if about.commit_hash is None or about.etag is None:  # a plain copy of the files, such as `wget -x` makes
         target = path_by_hand(repo, name)
-        return _downloaded(hub_address(repo, name, endpoint), target, Promise(num_bytes=about.size), {})
+        address = hub_address(repo, name, endpoint)
+        _downloaded(address, target, Promise(num_bytes=about.size), {})
+        note_arrival(target, download.public_address(address))
+        return target
     if _SHA256.fullmatch(about.etag):
         pinned = hub_address(f"{repo.partition('@')[0]}@{about.commit_hash}", name, endpoint)
         token = {key: value for key, value in build_hf_headers().items() if key.lower() == "authorization"}

@@ -39,7 +39,10 @@ SCHEMES: dict[str, tuple[Callable[..., Any], int]] = {
     "ones": (lambda p, generator: nn.init.ones_(p), 0),  # noqa: ARG005
 }
 """Name -> what fills a parameter, and how many numbers it takes. kaiming_normal is He's, by the fan-out, as for ResNets."""
+MOST = 1e30
+"""Larger numbers than this overflow in float32 on the way."""
 _NEED_MATRICES = ("xavier_uniform", "xavier_normal", "kaiming_uniform", "kaiming_normal", "orthogonal")
+_SCHEME = re.compile(r"\s*(\w+)\s*(?:\(([^()]*)\))?\s*")
 
 
 def initialise(
@@ -95,11 +98,11 @@ def _residual_norms(model: nn.Module) -> list[str]:
 def _fill(
     model: nn.Module, name: str, parameter: Tensor, scheme: str, *, seed: int, prior: Sequence[float] | Tensor | None
 ) -> None:
-    if scheme == PRIOR:
+    if scheme.strip() == PRIOR:
         _fill_prior(model, name, parameter, prior)
         return
     fill, numbers = parse_scheme(scheme)
-    if parameter.ndim < 2 and scheme in _NEED_MATRICES:
+    if parameter.ndim < 2 and _name_of(scheme) in _NEED_MATRICES:
         what = f"model.init: {scheme} for {name}, which has shape {tuple(parameter.shape)}"
         raise UsageError("E102", what, expected="at least 2 dimensions", hint="zeros, or a pattern such as '*.weight'")
     number = bits(seed, Purpose.INIT, sample=keys_of([name]))[0, 0]
@@ -112,9 +115,9 @@ def _fill(
 def parse_scheme(text: str) -> tuple[Callable[..., Any], list[float]]:
     """What fills a parameter, and the numbers it takes.
 
-    Raises: UsageError: an unknown name, or other numbers than it takes.
+    Raises: UsageError: an unknown name, other numbers than it takes, or numbers out of range.
     """
-    found = re.fullmatch(r"\s*(\w+)\s*(?:\(([^()]*)\))?\s*", text)
+    found = _SCHEME.fullmatch(text)
     name = found[1] if found else text
     if found is None or name not in SCHEMES:
         raise UsageError("E101", f"model.init: {text!r}", got=name, choices=[*SCHEMES, PRIOR])
@@ -126,7 +129,19 @@ def parse_scheme(text: str) -> tuple[Callable[..., Any], list[float]]:
     if len(numbers) != count or any(number != number for number in numbers):
         expected = {0: name, 1: f"{name}(NUMBER)", 2: f"{name}(LOW,HIGH)"}[count]
         raise UsageError("E102", f"model.init: {text!r}", expected=expected)
+    if any(abs(number) > MOST for number in numbers):
+        raise UsageError("E102", f"model.init: {text!r}", expected="finite numbers, none beyond 1e30")
+    if name in ("normal", "trunc_normal") and numbers[0] <= 0:
+        raise UsageError("E102", f"model.init: {text!r}", expected=f"{name}(NUMBER), above 0", hint="zeros for zeros")
+    if name == "uniform" and numbers[0] >= numbers[1]:
+        raise UsageError("E102", f"model.init: {text!r}", expected="uniform(LOW,HIGH), LOW below HIGH")
     return fill, numbers
+
+
+def _name_of(scheme: str) -> str:
+    """A scheme's name, without its numbers: `xavier_uniform()` is `xavier_uniform`."""
+    found = _SCHEME.fullmatch(scheme)
+    return found[1] if found else scheme
 
 
 def _fill_prior(model: nn.Module, name: str, bias: Tensor, prior: Sequence[float] | Tensor | None) -> None:

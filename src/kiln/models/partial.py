@@ -41,13 +41,15 @@ class Part:
         """Bytes that are here."""
         return self.path.stat().st_size if self.path.is_file() else 0
 
+    @property
+    def can_go_on(self) -> bool:
+        """Whether the next try will use what is here: the server gives pieces, and it can be told that they fit."""
+        noted = self._noted or self._read_note()
+        return bool(self.size and noted.get("ranges") and (noted.get("validator") or self.hash_known))
+
     def range_headers(self, address: str) -> dict[str, str]:
         """What asks for the rest of the file, and for all of it if it has changed; nothing where all is needed."""
-        try:
-            noted = json.loads(self.note.read_text())
-        except (OSError, ValueError):
-            return {}
-        self._noted = noted
+        noted = self._noted = self._read_note()
         if noted.get("address") != _fingerprint(address) or not (noted.get("validator") or self.hash_known):
             return {}
         with writing(self.target):
@@ -57,11 +59,20 @@ class Part:
             return {}
         return {"Range": f"bytes={self.size}-"} | ({"If-Range": noted["validator"]} if noted["validator"] else {})
 
-    def start_anew(self, address: str, validator: str) -> None:
-        """Drop what is here; all bytes come from this address, of the version that the validator names."""
+    def _read_note(self) -> dict[str, Any]:
+        try:
+            return json.loads(self.note.read_text())
+        except (OSError, ValueError):
+            return {}
+
+    def start_anew(self, address: str, validator: str, *, ranges: bool) -> None:
+        """Drop what is here; all bytes come from this address, of the version that the validator names.
+
+        `ranges`: whether the server says that it gives pieces.
+        """
         self.discard()
         self.resumed = False
-        self._noted = {"address": _fingerprint(address), "validator": validator, "synced": 0}
+        self._noted = {"address": _fingerprint(address), "validator": validator, "synced": 0, "ranges": ranges}
         with writing(self.target):
             self.target.parent.mkdir(parents=True, exist_ok=True)
             self.note.write_text(json.dumps(self._noted))

@@ -8,7 +8,6 @@ its hash must be known, or the name must be the long one of `Published.beside`.
 from __future__ import annotations
 
 import hashlib
-import json
 import re
 import sys
 from collections.abc import Sequence
@@ -21,13 +20,22 @@ import torch
 
 from kiln.errors import ArtifactError, UsageError
 from kiln.models import download
+from kiln.models.arrivals import arrived_promise, note_arrival
 from kiln.models.catalogue import unknown_model
 from kiln.models.convert import cache_folder
 from kiln.models.family import HUB
-from kiln.models.hub import HUB_FILES, WAYS, cached_hub_file, cached_promise, hub_address, hub_file, path_by_hand
+from kiln.models.hub import (
+    HUB_FILES,
+    WAYS,
+    cached_hub_file,
+    cached_promise,
+    hub_address,
+    hub_copies,
+    hub_file,
+    path_by_hand,
+)
 from kiln.models.integrity import Promise, hash_in_name, sha256_of
 from kiln.models.load import Origin
-from kiln.models.seal import write_atomically
 
 ENUM = re.compile(r"[A-Za-z0-9_]+_Weights\.[A-Za-z0-9_]+")
 
@@ -81,11 +89,17 @@ class Published:
             by_name += [folder / self.beside for folder in script_folders()]
         return next((path for path in (self.target, *by_name) if path.is_file()), None)
 
+    def everywhere(self) -> set[Path]:
+        """Wherever a file of this name may lie, whole or not begun; what was put beside the script is the user's own."""
+        if self.repo:
+            return {path for name in self.choices or (self.file,) for path in (*hub_copies(self.repo, name),)}
+        return {self.target, *([_torch_cache() / self.file] if self.sha256 else [])}
+
     def promise_for(self, path: Path) -> Promise:
         """What a file that was found has to be."""
         if self.sha256:
             return Promise(self.sha256)
-        return cached_promise(path) if self.repo else recorded_promise(path)
+        return cached_promise(path) if self.repo else arrived_promise(path)
 
     def obtain(self) -> Path:
         """The file, verified, from where it is here or from its publisher.
@@ -107,7 +121,7 @@ class Published:
         target = self.target
         download.download(addresses, target, promise=Promise(self.sha256), ways=WAYS)
         if target.is_relative_to(cache_folder("downloads")):
-            _record(target, download.public_address(self.address))
+            note_arrival(target, download.public_address(self.address))
         return target
 
     def origin(self, path: Path) -> Origin:
@@ -115,23 +129,6 @@ class Published:
         verified = self.promise_for(path).sha256
         digest = verified if len(verified) == 64 else sha256_of(path)
         return Origin(download.public_address(self.address), str(path), digest)
-
-
-def recorded_promise(path: Path) -> Promise:
-    """The hash that a file of an address without one had when it was fetched; damage since then shows."""
-    try:
-        return Promise(str(json.loads(_record_of(path).read_text())["sha256"]))
-    except (OSError, ValueError, KeyError, TypeError):
-        return Promise()
-
-
-def _record(path: Path, address: str) -> None:
-    record = {"kind": "kiln-download", "version": 1, "url": address, "sha256": sha256_of(path)}
-    write_atomically(_record_of(path), json.dumps(record).encode())
-
-
-def _record_of(path: Path) -> Path:
-    return path.with_name(f"{path.name}.json")
 
 
 def script_folders() -> tuple[Path, ...]:

@@ -45,6 +45,11 @@ def describe_metric(name: str, metric: Any) -> str:
     return f"{metric_name(name)} {value:.3f}{interval}"
 
 
+def metric_value(name: str, value: float) -> str:
+    """A metric without its name: a share in percent, anything else with three digits."""
+    return percent(value) if 0 <= value <= 1 and name not in NO_SHARES else f"{value:.3f}"
+
+
 def metric_name(name: str) -> str:
     """A metric as it is said: `balanced accuracy`; in another language its parts are said one by one."""
     said = word(name)
@@ -66,6 +71,15 @@ def percent(value: float, low: float | None = None, high: float | None = None) -
     if low is None or high is None:
         return f"{100 * value:.1f} %"
     return f"{100 * value:.1f} %" + tr(" ({low:.1f} to {high:.1f})", low=100 * low, high=100 * high)
+
+
+def harm_of_calibration(*, loss_before: float, loss_after: float, ece_before: float, ece_after: float) -> str:
+    """That a calibration which was fitted on validation made test worse."""
+    return tr(
+        "on test the calibration did harm (loss {loss_before:.3f} -> {loss_after:.3f}, ece {ece_before:.3f} -> "
+        "{ece_after:.3f}): the validation images are not like the test images; kiln calibrate RUN --method none takes it off",
+        loss_before=loss_before, loss_after=loss_after, ece_before=ece_before, ece_after=ece_after,
+    )  # fmt: skip
 
 
 def amount(number: int, thing: str) -> str:

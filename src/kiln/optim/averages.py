@@ -84,9 +84,13 @@ class Ema(Average):
 
     The decay of update t is min(decay, (1 + t) / (10 + t)), so early averages are not dominated by the start.
     Integer buffers are copied.
+
+    Raises: UsageError: a decay below 0, of 1 or more, or not a number.
     """
 
     def __init__(self, model: nn.Module, *, decay: float) -> None:
+        if not 0 <= decay < 1:
+            raise UsageError("E102", f"decay = {decay!r}", expected="at least 0, below 1", hint="0.999 is usual")
         super().__init__(model)
         self.decay = decay
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -18,8 +18,9 @@ class ClipNorm:
 
     limit: float
 
-    def __call__(self, parameters: Sequence[nn.Parameter]) -> Tensor:
+    def __call__(self, parameters: Iterable[nn.Parameter]) -> Tensor:
         """Clip; returns the norm before."""
+        parameters = list(parameters)  # gone through twice, which `model.parameters()` itself cannot be
         norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
         torch.nn.utils.clip_grads_with_norm_(parameters, self.limit, norm)
         return norm
@@ -31,7 +32,7 @@ class ClipValue:
 
     limit: float
 
-    def __call__(self, parameters: Sequence[nn.Parameter]) -> None:
+    def __call__(self, parameters: Iterable[nn.Parameter]) -> None:
         """Clip."""
         torch.nn.utils.clip_grad_value_(parameters, self.limit)
 
@@ -53,7 +54,7 @@ class ClipAdaptive:
         self._except_for = {id(parameter) for parameter in except_for}
 
     @torch.no_grad()
-    def __call__(self, parameters: Sequence[nn.Parameter]) -> None:
+    def __call__(self, parameters: Iterable[nn.Parameter]) -> None:
         """Clip."""
         clipped = [p for p in parameters if p.grad is not None and id(p) not in self._except_for]
         for parameter in clipped:

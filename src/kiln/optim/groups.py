@@ -7,6 +7,7 @@ schedules multiply) and `name` (for people) beside the settings.
 from __future__ import annotations
 
 import fnmatch
+import math
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -165,11 +166,30 @@ def _checked_rule(pattern: str, settings: Mapping[str, Any]) -> dict[str, Any]:
         )
     for key in ("lr", "lr_factor", "weight_decay"):
         value = settings.get(key, 1.0)
-        if isinstance(value, bool) or not isinstance(value, int | float) or value < 0:
-            raise UsageError("E102", f"{key} = {value!r} in {place}", expected="a number, at least 0")
+        if not _is_number(value) or not 0 <= value < math.inf:
+            raise UsageError("E102", f"{key} = {value!r} in {place}", expected="a finite number, at least 0")
+    _check_decays(place, settings)
     if "lr" in settings and "lr_factor" in settings:
         raise UsageError("E103", f"lr and lr_factor in {place}", expected="one of them")
     return {key: tuple(value) if isinstance(value, list) else value for key, value in settings.items()}
+
+
+def _check_decays(place: str, settings: Mapping[str, Any]) -> None:
+    """Hold that momentum and betas are what every optimizer takes them for; none of torch's looks at those of groups."""
+    if "momentum" in settings and not _is_share(momentum := settings["momentum"]):
+        raise UsageError("E102", f"momentum = {momentum!r} in {place}", expected="a number, at least 0, below 1")
+    betas = settings.get("betas", ())
+    if not isinstance(betas, list | tuple) or not all(map(_is_share, betas)):
+        expected = "numbers, each at least 0 and below 1, such as [0.9, 0.999]"
+        raise UsageError("E102", f"betas = {betas!r} in {place}", expected=expected)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _is_share(value: Any) -> bool:
+    return _is_number(value) and 0 <= value < 1
 
 
 class _Effects:

@@ -33,7 +33,8 @@ class Muon(torch.optim.AdamW):
         eps: of AdamW.
         weight_decay: of groups that do not say.
         not_hidden: names or patterns of what AdamW trains although it is 2-d or more: the head, embeddings.
-    Raises: UsageError: no parameter is a hidden matrix.
+        adamw_alone: work also where no parameter is a hidden matrix, as in a stage that trains the head alone.
+    Raises: UsageError: no parameter is a hidden matrix, and nothing says that this is meant.
     """
 
     def __init__(
@@ -47,6 +48,7 @@ class Muon(torch.optim.AdamW):
         eps: float = 1e-8,
         weight_decay: float = 0.1,
         not_hidden: Sequence[str] = (),
+        adamw_alone: bool = False,
     ) -> None:
         choices = ("match_rms_adamw", "original", "spectral_unclamped")
         if adjust_lr_fn not in choices:
@@ -57,9 +59,12 @@ class Muon(torch.optim.AdamW):
         self._own = {"momentum": momentum, "adjust_lr_fn": adjust_lr_fn}
         super().__init__(groups, lr, betas, eps, weight_decay)
         self.defaults.update(self._own)
-        if all(group["algorithm"] == "adamw" for group in self.param_groups):
+        if not adamw_alone and all(group["algorithm"] == "adamw" for group in self.param_groups):
             raise UsageError(
-                "E103", "muon finds no hidden matrix or kernel here", expected="adamw, or other not_hidden"
+                "E103",
+                "muon finds no hidden matrix or kernel here",
+                expected="adamw, or other not_hidden",
+                hint="a stage of several may train the head alone; adamw_alone = True says that it is meant",
             )
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
@@ -72,8 +77,7 @@ class Muon(torch.optim.AdamW):
         names = list(group.get("names", [""] * len(params)))
         rows: dict[str, list[int]] = {"muon": [], "adamw": []}
         for row, (parameter, name) in enumerate(zip(params, names, strict=True)):
-            hidden = parameter.ndim >= 2 and not any(matches(pattern, name) for pattern in self._not_hidden)
-            rows["muon" if hidden else "adamw"].append(row)
+            rows["muon" if is_hidden(name, parameter, self._not_hidden) else "adamw"].append(row)
         for algorithm, chosen in rows.items():
             if chosen:
                 part = {**group, "params": [params[row] for row in chosen]}
@@ -118,6 +122,11 @@ class Muon(torch.optim.AdamW):
             adjust_lr_fn=group["adjust_lr_fn"],
             has_complex=False,
         )
+
+
+def is_hidden(name: str, parameter: Tensor, not_hidden: Sequence[str]) -> bool:
+    """Whether Muon trains a parameter itself: a matrix or kernel that no pattern leaves to AdamW."""
+    return parameter.ndim >= 2 and not any(matches(pattern, name) for pattern in not_hidden)
 
 
 def _as_matrix(tensor: Tensor, *, like: Tensor) -> Tensor:

@@ -47,9 +47,12 @@ def create_optimizer(name: str | Make, groups: Groups, *, lr: float, **settings:
             settings["fused"] = fusible(groups, make)
         if "weight_decay" not in taken and any(group.get("weight_decay") for group in groups):
             raise UsageError("E103", f"weight_decay has no effect: {shown} does not decay weights", expected="0")
+        _check_num_betas(shown, settings, groups, taken.get("betas"))
     kept = [dict(group) for group in groups]
     try:
         optimizer = make(kept, lr=lr, **settings)
+    except (ArithmeticError, AssertionError, AttributeError, LookupError) as error:
+        raise UsageError("E102", f"{shown} refuses its settings: {type(error).__name__}: {error}") from error
     except (TypeError, ValueError) as error:
         raise UsageError("E102", f"{shown} refuses its settings: {error}") from error
     if not isinstance(optimizer, torch.optim.Optimizer):
@@ -86,6 +89,12 @@ def find_optimizer(name: str) -> Make:
     return functools.partial(make, momentum=TIMM_MOMENTUM) if about.has_momentum else make
 
 
+def reads_rate_once(name: str) -> bool:
+    """Whether an optimizer looks at the learning rate at its first step only, as torch's Rprop, which then adapts its own."""
+    make = find_optimizer(name)
+    return isinstance(make, type) and issubclass(make, torch.optim.Rprop)
+
+
 def settings_of(make: Make) -> dict[str, Any] | None:
     """What a maker takes beside the parameters, with the defaults; None where it takes anything."""
     parameters = list(inspect.signature(make).parameters.values())[1:]
@@ -99,17 +108,23 @@ def sgd(
     *,
     lr: float,
     momentum: float = 0.9,
-    nesterov: bool = True,
+    nesterov: bool | None = None,
     dampening: float = 0.0,
     weight_decay: float = 0.0,
     fused: bool | None = None,
 ) -> torch.optim.Optimizer:
-    """Stochastic gradient descent with (Nesterov) momentum; `momentum=0` is plain descent."""
+    """Stochastic gradient descent with momentum, Nesterov's unless told otherwise or damped; `momentum=0` is plain descent.
+
+    Raises: UsageError: Nesterov's momentum is asked for where there is none, or where it is damped.
+    """
+    if nesterov and (momentum == 0 or dampening != 0):
+        what = f"nesterov = True with momentum = {momentum:g} and dampening = {dampening:g}"
+        raise UsageError("E103", what, expected="a momentum above 0 and no dampening, or no nesterov")
     optimizer = torch.optim.SGD(
         groups,
         lr=lr,
         momentum=momentum,
-        nesterov=nesterov and momentum > 0 and dampening == 0,
+        nesterov=momentum > 0 and dampening == 0 if nesterov is None else nesterov,
         dampening=dampening,
         weight_decay=weight_decay,
         # A damped first step is undamped in torch, which no primed buffer can stand for: see prime_momentum.
@@ -165,6 +180,19 @@ def _check_settings(shown: str, settings: Mapping[str, Any], taken: Mapping[str,
     missing = [name for name in choices if taken[name] is inspect.Parameter.empty and name not in settings]
     if missing:
         raise UsageError("E102", f"{shown} needs {', '.join(missing)}", hint="give it in optim.args")
+
+
+def _check_num_betas(shown: str, settings: Mapping[str, Any], groups: Groups, own: Any) -> None:
+    """Hold that betas, in the settings and in groups, are as many as the optimizer's own: torch counts none of them."""
+    if not isinstance(own, tuple | list):
+        return
+    said = [("betas", settings.get("betas"))]
+    said += [(f"betas of the group {group.get('name', '?')!r}", group.get("betas")) for group in groups]
+    for place, betas in said:
+        if betas is not None and not (isinstance(betas, tuple | list) and len(betas) == len(own)):
+            shown_betas = list(betas) if isinstance(betas, tuple) else betas
+            expected = f"{len(own)} numbers, such as {list(own)}"
+            raise UsageError("E102", f"{place} = {shown_betas!r} for {shown}", expected=expected)
 
 
 def _check_group_settings(shown: str, optimizer: torch.optim.Optimizer, groups: Groups) -> None:

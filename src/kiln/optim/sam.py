@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
+
+from kiln.errors import UsageError
 
 
 class SharpnessAware:
@@ -18,11 +21,14 @@ class SharpnessAware:
     Args:
         rho: how far uphill; 0.05 is usual, 0.5 to 2 for the adaptive form.
         adaptive: measure the distance relative to each weight's size, so that rescaling a layer changes nothing.
+    Raises: UsageError: a rho that is not above 0.
     """
 
     eta = 0.01
 
     def __init__(self, rho: float, *, adaptive: bool = False) -> None:
+        if not 0 < rho < math.inf:
+            raise UsageError("E102", f"rho = {rho!r}", expected="a finite number > 0", hint="0.05 is usual")
         self.rho, self.adaptive = rho, adaptive
 
     @contextmanager

@@ -121,6 +121,7 @@ def _on_random_weights(values: Mapping[str, Any], mode: str) -> Iterator[Problem
     asked = [f"finetune.mode = {mode!r}"] if mode != "full" else []
     asked += [f"finetune.l2_sp = {values['finetune.l2_sp']:g}"] if values["finetune.l2_sp"] else []
     norm = values["finetune.freeze_norm"]
+    asked += ["finetune.head_start = 'fitted'"] if values["finetune.head_start"] == "fitted" else []
     asked += [f"finetune.freeze_norm = {norm!r}"] if norm not in ("auto", "none") else []
     random = values["model.weights"] == "none" and ":" not in values["model.name"]  # the user's code may load its own
     if asked and random and not values["finetune.random_weights"]:

@@ -21,7 +21,7 @@ AUTO = "auto"
 EXPECTED = "a sum such as cross_entropy + 0.5*dice(smooth=1), of names or module:name"
 TAKES = {
     "smoothing": ("cross_entropy", "binary_cross_entropy", "binary_focal", "asymmetric", "asymmetric_softmax", "poly1"),
-    "class_weights": ("cross_entropy", "focal", "poly1", "dice", "tversky", "jaccard"),
+    "class_weights": ("cross_entropy", "focal", "poly1", "dice", "tversky", "jaccard", "generalized_dice"),
     "pos_weight": ("binary_cross_entropy",),
 }
 """Fields of the section `loss` besides its name, and the losses that they reach. A test holds the losses to it."""

@@ -224,6 +224,9 @@ class Finetune(Section):
     stages: tuple[str, ...] = option(
         (), "Stages of staged, such as [head at 10, all from 20% decay 0.75]: what, from when, rate, layer decay."
     )
+    head_start: Literal["auto", "fitted", "random"] = option(
+        "auto", "How a new head begins: fitted to the frozen backbone's features, or random; auto fits it with staged."
+    )
     freeze_norm: Literal["auto", "none", "statistics", "all"] = option(
         "auto", "What of BatchNorm and its like stays frozen: statistics, all of it, none; auto goes by batch size."
     )
@@ -391,7 +394,7 @@ class RunPlace(Section):
     """Where the run lies and what it runs on."""
 
     output: str = option("runs", "Folder that holds the run folders.", how=True)
-    name: str | None = option(None, "Name of the run folder; without one, data, model and time make it.", how=True)
+    name: str | None = option(None, "Name of the run folder; without one, data and model make it.", how=True)
     report: bool = option(True, "Write report.html and MODEL_CARD.md when the training is done.", how=True)
     device: str = option("auto", "Device to compute on: auto, cpu, cuda, mps, xpu.", how=True)
     strategy: Literal["auto", "single", "ddp"] = option("auto", "How processes share the work.", how=True)

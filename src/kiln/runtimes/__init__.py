@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 from kiln.errors import ArtifactError, UsageError
 from kiln.models.ensemblefile import ENSEMBLE
 from kiln.names import RUNTIMES, load_object
-from kiln.run import runs_near
+from kiln.run import FOLDS, models_in, not_there, read_json
 from kiln.runtimes.predictor import BATCH_SIZE, Predictor, Runtime
 
 __all__ = ["BATCH_SIZE", "MODEL_NAME", "Predictor", "Runtime", "load", "model_path", "open_runtime"]
@@ -38,7 +39,8 @@ def load(
 
     Raises:
         UsageError: an unknown runtime (E101) or one that cannot read this file (E103); a device not here (E109).
-        ArtifactError: no such file, another kind, or damaged (E303, E307).
+        UsageError: no such file or folder (E111).
+        ArtifactError: another kind, or damaged (E303, E307).
         SecurityError: code that is not trusted (E701), or an ONNX file that reaches outside itself (E703).
     """
     opened = open_runtime(path, device=device, runtime=runtime, trust=trust)
@@ -65,7 +67,7 @@ def open_runtime(path: Any, *, device: str = "auto", runtime: str = "auto", trus
 def model_path(path: Any) -> Path:
     """The file that holds the model: the path itself, the best model of a run or in its folder, or its `ensemble.json`.
 
-    Raises: ArtifactError (E303): nothing there.
+    Raises: UsageError (E111): nothing there. ArtifactError (E303): a folder without a model, or of several.
     """
     path = Path(getattr(path, "path", path)).expanduser()
     if path.is_dir():
@@ -73,9 +75,18 @@ def model_path(path: Any) -> Path:
             return path / MODEL_NAME
         if (path / ENSEMBLE).is_file():
             return path / ENSEMBLE
+        if (path / FOLDS).is_file():
+            raise models_of_folds(path)
         what, expected = f"{path} holds no {MODEL_NAME}", "the folder of a run that saved a model"
-        raise ArtifactError("E303", what, expected=expected, choices=runs_near(path))
+        raise ArtifactError("E303", what, expected=expected, choices=models_in(path))
     if not path.is_file():
-        what, expected = f"{path}: no such file", "a model file, the folder of a run, or an .onnx"
-        raise ArtifactError("E303", what, expected=expected, got=str(path), choices=runs_near(path))
+        raise not_there(path)
     return path
+
+
+def models_of_folds(folder: Path) -> ArtifactError:
+    """The error that a folder of folds is not one model, with what makes it one; to be raised."""
+    runs = read_json(folder / FOLDS, kind="folds")["runs"]
+    what, one = f"{folder} holds {len(runs)} models, one of each fold", shlex.quote(str(folder / runs[0]))
+    hint = f"kiln ensemble {shlex.quote(str(folder))} makes one of them; {one} is the first alone"
+    return ArtifactError("E303", what, expected="one model", hint=hint)

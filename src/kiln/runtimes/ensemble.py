@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kiln import tasks
+from kiln.data.storage import shown
 from kiln.errors import ArtifactError
 from kiln.models.ensemblefile import read_ensemble
 from kiln.models.seal import ANOTHER_COPY, verify_seal
@@ -45,7 +46,8 @@ class EnsembleRuntime:
                 raise ArtifactError(
                     "E307", f"{place} is not the file that this ensemble was made of", hint="kiln ensemble RUN RUN"
                 )
-            self._members.append(_Member(open_runtime(place, device=device, trust=trusted), self.classes))
+            opened = open_runtime(place, device=device, trust=trusted)
+            self._members.append(_Member(opened, columns(opened.classes, self.classes, names=(str(place), str(path)))))
             weights.append(member.weight)
         self._weights = np.array(weights)
         self.device = self._members[0].runtime.device
@@ -59,23 +61,27 @@ class EnsembleRuntime:
 class _Member:
     """A runtime whose logits are calibrated and in the order of the ensemble's classes."""
 
-    def __init__(self, runtime: Runtime, classes: tuple[str, ...]) -> None:
+    def __init__(self, runtime: Runtime, order: list[int]) -> None:
         self.runtime = runtime
         self._calibration = Decision.from_dict(runtime.decision)
-        self._order = columns(runtime.classes, classes)
+        self._order = order
 
     def logits(self, images: NDArray[np.uint8], sizes: NDArray[np.int64] | None) -> NDArray[Any]:
         return self._calibration.calibrated(self.runtime.logits(images, sizes))[:, self._order]
 
 
-def columns(own: tuple[str, ...], wanted: tuple[str, ...]) -> list[int]:
+def columns(own: tuple[str, ...], wanted: tuple[str, ...], *, names: tuple[str, str]) -> list[int]:
     """Where each of the wanted classes stands among a model's own.
 
+    Args:
+        own: of the model.
+        wanted: the same, in another order.
+        names: of the model, and of what wants them; for the error.
     Raises: ArtifactError (E304): they are not the same classes.
     """
     if set(own) != set(wanted):
-        odd = sorted(set(own) ^ set(wanted))
-        raise ArtifactError(
-            "E304", f"the members know different classes: {', '.join(odd[:10])}", hint="train them alike"
-        )
+        only = (sorted(set(own) - set(wanted)), sorted(set(wanted) - set(own)))
+        listed = [f"only {name}: {shown(odd, 10)}" for name, odd in zip(names, only, strict=True) if odd]
+        what = f"{names[0]} and {names[1]} know different classes"
+        raise ArtifactError("E304", what, details=listed, hint="train them alike")
     return [own.index(name) for name in wanted]

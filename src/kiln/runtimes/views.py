@@ -97,6 +97,9 @@ def seen(image: Image, name: str) -> Image:
             image = _scaled(image, float(found[1]))
         elif step in VIEWS:
             image = VIEWS[step](image)
+        elif step in SETS:
+            what = f"{step} is a set of views, which stands alone: a list takes single ones"
+            raise UsageError("E101", what, expected=f"--tta {step}, or a list of {', '.join(VIEWS)}, scale(1.25)")
         else:
             raise UsageError(
                 "E101", f"unknown view {step!r}", got=step, choices=tuple(dict.fromkeys((*SETS, *VIEWS, "scale(1.25)")))

@@ -11,7 +11,6 @@ from numpy.typing import NDArray
 
 from kiln.metrics import classification, counts, ranking, reliability
 from kiln.metrics.counts import AVERAGES, Counts
-from kiln.metrics.intervals import mean_of_shares
 from kiln.metrics.measures import (
     Answers,
     Ends,
@@ -120,12 +119,6 @@ class ClassAnswers(Answers):
         return Answered(self.sure, self.right)
 
 
-def _balanced_interval(answers: ClassAnswers, how: How) -> Ends:
-    del how
-    present = answers.counts.actual > 0
-    return mean_of_shares(answers.counts.hits[present], answers.counts.actual[present])
-
-
 def _calibration_error(bins: Any) -> WithOwnInterval:
     def interval(answers: ClassAnswers, how: How) -> Ends:
         of = np.arange(answers.n) if how.groups is None else how.groups.of
@@ -157,7 +150,7 @@ def _micro() -> Measure:
 TABLE: dict[str, Measure] = {
     "accuracy": Share(lambda answers: answers.right),
     **{f"top{k}_accuracy": _top(k) for k in TOPS},
-    "balanced_accuracy": OfCounts(counts.balanced_accuracy, own=_balanced_interval),
+    "balanced_accuracy": OfCounts(counts.balanced_accuracy),
     **{
         f"{name}_{average}": OfCounts(partial(function, average=average)) if average != "micro" else _micro()
         for name, function in (("precision", counts.precision), ("recall", counts.recall))

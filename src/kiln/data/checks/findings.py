@@ -43,6 +43,9 @@ KINDS: dict[str, Kind] = {
     "backdrop_across": Kind(
         "warning", "the same backdrop in several splits", "a possible group leak: if one scene, give a group column"
     ),
+    "label_doubt": Kind(
+        "info", "labels that weak models doubt", "nothing yet: models that are often wrong themselves cannot judge labels"
+    ),
     "class_small": Kind("warning", "classes too small", "collect more: a few images say little about a class"),
     "imbalance": Kind("warning", "classes of very different size", "read balanced accuracy rather than accuracy"),
     "empty": Kind("warning", "images of nearly one colour", "look whether something went wrong in making them"),
@@ -103,6 +106,7 @@ class Findings:
         places: split and label of every sample that a finding names.
         usable: False where training could not even start.
         seconds: what the check took.
+        left_out: how many more there were than were asked for.
     """
 
     where: str
@@ -112,6 +116,7 @@ class Findings:
     places: Mapping[str, Place] = field(repr=False)
     usable: bool = True
     seconds: float = 0.0
+    left_out: int = 0
 
     def __len__(self) -> int:
         return len(self.findings)
@@ -175,6 +180,7 @@ class Findings:
             "serious": self.serious,
             "seconds": round(self.seconds, 2),
             "counts": self.counts,
+            "left_out": self.left_out,
             "findings": [
                 {
                     "finding": finding.code,

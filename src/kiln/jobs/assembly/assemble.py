@@ -27,10 +27,11 @@ from kiln.engine.step import Step
 from kiln.engine.strategy import Strategy
 from kiln.engine.supervised import supervised
 from kiln.errors import DataError
-from kiln.jobs.assembly.batches import assemble_batches
+from kiln.jobs.assembly.batches import Pipeline, assemble_batches
 from kiln.jobs.assembly.criterion import LossState, make_loss
 from kiln.jobs.assembly.features import KeptFeatures, keep_features
-from kiln.jobs.assembly.finetuning import adapt_, make_stages, make_starting_point
+from kiln.jobs.assembly.finetuning import adapt_, make_stages, make_starting_point, output_layer
+from kiln.jobs.assembly.first_head import fit_head_, settle_first_head
 from kiln.jobs.assembly.further_metrics import further_metrics
 from kiln.jobs.assembly.optimization import make_average, make_clip, make_optimizer, make_sam
 from kiln.jobs.assembly.resolve import Settings
@@ -74,8 +75,12 @@ def make_strategy(settings: Settings) -> Strategy:
     return made() if name == "single" else made(device)
 
 
-def assemble(settings: Settings, intake: Intake, strategy: Strategy, *, resuming: bool = False) -> Training:
+def assemble(
+    settings: Settings, intake: Intake, strategy: Strategy, *, resuming: bool = False, begins: bool = False
+) -> Training:
     """Build everything that a training stands on. When resuming, the checkpoint brings the weights.
+
+    `begins`: fit the head, where it is to be fitted before the first step.
 
     Raises: UsageError: settings that do not fit each other or the data, or have no effect.
     """
@@ -88,6 +93,8 @@ def assemble(settings: Settings, intake: Intake, strategy: Strategy, *, resuming
     _choose_arithmetic(settings, model)
     steps_per_epoch = len(pipeline.batches)
     total_steps = settings["training.epochs"].to_steps(steps_per_epoch=steps_per_epoch)
+    loss = make_loss(settings, intake, model, mixed=pipeline.batches.mixing is not None)
+    _first_head_(settings, intake, pipeline, loss, begins=begins)
     stages = make_stages(settings, created, total_steps=total_steps, steps_per_epoch=steps_per_epoch)
     features = keep_features(settings, intake, pipeline, strategy=strategy, total_steps=total_steps)
     optimizer = make_optimizer(settings, model) if stages is None else stages.make_optimizer()
@@ -103,7 +110,6 @@ def assemble(settings: Settings, intake: Intake, strategy: Strategy, *, resuming
             intake, pipeline.validation, created, bad_files, strategy, skip_bad=skip_bad, workers=workers
         )
         validator.features = None if features is None else features.evaluation
-    loss = make_loss(settings, intake, model, mixed=pipeline.batches.mixing is not None)
     if loss.state_dict():
         state.parts["loss"] = LossState(loss)
     step = _step(settings, model, loss, strategy, features)
@@ -133,6 +139,16 @@ def assemble(settings: Settings, intake: Intake, strategy: Strategy, *, resuming
         validator=validator,
         strategy=strategy,
     )
+
+
+def _first_head_(settings: Settings, intake: Intake, pipeline: Pipeline, loss: nn.Module, *, begins: bool) -> None:
+    created = pipeline.created
+    head = output_layer(created)
+    cut = settle_first_head(settings, pipeline, head=head)
+    if cut is not None and begins:
+        device = torch.device(settings["run.device"])
+        forward = uint8_forward(created.model, created, intake.source.transformed, device)
+        fit_head_(settings, intake, pipeline, cut, forward=forward, loss=loss, head=head)
 
 
 def wrap_for_processes(training: Training) -> None:

@@ -106,12 +106,12 @@ def _cut(settings: Settings, pipeline: Pipeline) -> tuple[FeatureCut | None, str
     if not frozen_atoms(model).intersection(name for name, _ in model.named_parameters()):
         return None, "the first stage freezes nothing"
     try:
-        return find_cut(model, _probe(settings, pipeline)), None
+        return find_cut(model, probe(settings, pipeline)), None
     except UsageError as error:
         return None, error.what
 
 
-def _probe(settings: Settings, pipeline: Pipeline) -> Tensor:
+def probe(settings: Settings, pipeline: Pipeline) -> Tensor:
     """(2, C, H, W), of any content."""
     spec = pipeline.created.spec
     shape = (2, spec.channels, spec.img_size, spec.img_size)
@@ -121,7 +121,7 @@ def _probe(settings: Settings, pipeline: Pipeline) -> Tensor:
 def _bytes_of_a_sample(settings: Settings, pipeline: Pipeline, cut: FeatureCut) -> int:
     model = pipeline.created.model
     with mode(model, training=False), torch.no_grad():
-        features = cut.features(model, _probe(settings, pipeline))
+        features = cut.features(model, probe(settings, pipeline))
     return features[0].numel() * features.element_size()
 
 

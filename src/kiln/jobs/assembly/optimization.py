@@ -12,6 +12,7 @@ from kiln.optim.averages import Average, Ema, Swa
 from kiln.optim.clipping import Clip, ClipAdaptive, ClipNorm, ClipValue
 from kiln.optim.groups import check_groups, matches, parameter_groups
 from kiln.optim.layers import undecayed_names
+from kiln.optim.muon import is_hidden
 from kiln.optim.optimizers import create_optimizer, find_optimizer, settings_of
 from kiln.optim.sam import SharpnessAware
 from kiln.recipe import FIELDS
@@ -60,6 +61,9 @@ def make_optimizer(
     options = {key: value for key, value in options.items() if value is not None} | args
     if "not_hidden" in (settings_of(find_optimizer(name)) or {}):
         options.setdefault("not_hidden", (*head, *sorted(undecayed_names(model))))
+        if rules_may_wait:  # a stage may train what AdamW trains, if there is anything for Muon in the others
+            hidden = [key for key, p in model.named_parameters() if is_hidden(key, p, options["not_hidden"])]
+            options.setdefault("adamw_alone", bool(hidden))
     optimizer = create_optimizer(name, groups, lr=lr, **options)
     check_groups(model, optimizer.param_groups)
     return optimizer
@@ -92,17 +96,21 @@ def make_sam(settings: Settings) -> SharpnessAware | None:
 def make_average(settings: Settings, model: nn.Module, *, total_steps: int, steps_per_epoch: int) -> Average | None:
     """The average of the weights, if one is kept.
 
-    Raises: UsageError: it would begin after the end.
+    The plain mean is of weights at the ends of epochs: its start is rounded up to one, so that the last epoch's is in.
+
+    Raises: UsageError: no epoch ends between its start and the end of the run.
     """
     decay, start = settings["training.ema_decay"], settings["training.swa_start"]
     if decay:
         return Ema(model, decay=decay)
     if start is None:
         return None
-    first = max(1, start.to_steps(steps_per_epoch=steps_per_epoch, total_steps=total_steps))
+    wanted = start.to_steps(steps_per_epoch=steps_per_epoch, total_steps=total_steps)
+    first = max(1, -(-wanted // steps_per_epoch)) * steps_per_epoch
     if first > total_steps:
         what = (
             f"training.swa_start = {start} has no effect: the run ends at step {total_steps:,}, before step {first:,}"
         )
-        raise UsageError("E103", what, expected="a start within the run, such as 75%")
+        hint = "the mean is of the weights at the ends of epochs, and begins at the first from there on"
+        raise UsageError("E103", what, expected="a start within the run, such as 75%", hint=hint)
     return Swa(model, start=first, every=steps_per_epoch)

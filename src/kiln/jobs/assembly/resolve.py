@@ -16,7 +16,7 @@ from kiln.engine.precision import fastest_precision, require_precision
 from kiln.errors import DataError, UsageError
 from kiln.jobs.intake import Indices, Intake
 from kiln.models.device import device_note, resolve_device
-from kiln.optim.optimizers import find_optimizer, settings_of
+from kiln.optim.optimizers import find_optimizer, reads_rate_once, settings_of
 from kiln.random import keys_of
 from kiln.recipe import Recipe
 from kiln.recipe.duration import Duration
@@ -217,6 +217,8 @@ def _resolve_batches(settings: Settings, intake: Intake) -> None:
         settings.decide("training.drop_last", drop, reason)
 
 
+LATER_HEAD = ("head at 10", "all from 20%")
+"""The stages of a head that begins at random."""
 SMALL_PASS = 16
 """Fewer samples at once than this give BatchNorm poor statistics; those of trained weights are better."""
 
@@ -224,10 +226,19 @@ SMALL_PASS = 16
 def _resolve_finetune(settings: Settings, world_size: int) -> None:
     values = settings.values
     mode, scratch = values["finetune.mode"], values["model.weights"] == "none"
-    if mode == "staged" and not values["finetune.stages"]:
+    first = mode == "staged" and not values["finetune.stages"]
+    if settings.asks("finetune.head_start"):
+        settings.decide("finetune.head_start", *_head_start(values, usual=first, scratch=scratch))
+    if first:
         decay = "" if values["optim.layer_decay"] != 1 else " decay 0.75"
-        stages = ("head at 10", f"all from 20%{decay}")
-        settings.decide("finetune.stages", stages, "the new head first, then all, lower layers more slowly")
+        fitted = values["finetune.head_start"] == "fitted"
+        stages = (f"all{decay}",) if fitted else (LATER_HEAD[0], f"{LATER_HEAD[1]}{decay}")
+        why = (
+            "a fitted head, then all, lower layers more slowly"
+            if fitted
+            else "the new head first, then all, lower layers more slowly"
+        )
+        settings.decide("finetune.stages", stages, why)
     if settings.asks("finetune.freeze_norm"):
         passed = values["training.micro_batch_size"] or -(-values["training.batch_size"] // world_size)
         if mode in ("head", "lora"):
@@ -240,6 +251,16 @@ def _resolve_finetune(settings: Settings, world_size: int) -> None:
             settings.decide("finetune.freeze_norm", "statistics", why)
 
 
+def _head_start(values: Mapping[str, Any], *, usual: bool, scratch: bool) -> tuple[str, str]:
+    if not usual:
+        return "random", "staged fits it, where it has no stages of your own"
+    if scratch:
+        return "random", "random weights have no features to fit it to"
+    if (values["finetune.views"], values["finetune.cache_features"]) != ("auto", "auto"):
+        return "random", "a stage of its own trains it, on kept features"
+    return "fitted", "to the frozen backbone's features, so that it teaches the backbone nothing random"
+
+
 def _resolve_rates(settings: Settings) -> None:
     _resolve_optimizer(settings)
     decide_warmup(settings)
@@ -249,7 +270,10 @@ def decide_warmup(settings: Settings) -> None:
     """How long the way up to the peak rate is, where that is left to us."""
     if not settings.asks("schedule.warmup"):
         return
-    schedule = parse_schedule(settings.values["schedule.name"])[0]
+    schedule, optimizer = parse_schedule(settings.values["schedule.name"])[0], settings.values["optim.name"]
+    if reads_rate_once(optimizer):
+        settings.decide("schedule.warmup", Duration(0, "%"), f"{optimizer} looks at its rate at the first step only")
+        return
     own = ":" in schedule or schedule in ("lambda", "multiplicative")
     if own or schedule in RISES_BY_ITSELF:
         why = "is your own, and the whole of it" if own else "begins low by itself"

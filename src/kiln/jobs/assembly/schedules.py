@@ -5,14 +5,16 @@ from __future__ import annotations
 import inspect
 import math
 import types
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from numbers import Real
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
-from kiln.errors import UsageError
+from kiln.errors import KilnError, UsageError
 from kiln.jobs.assembly.resolve import Settings
 from kiln.names import SCHEDULES, load_object, resolve
+from kiln.optim.optimizers import reads_rate_once
 from kiln.optim.schedules import Maker, Plateau, Schedule, as_rates, constant, with_warmup
 from kiln.recipe import FIELDS
 from kiln.recipe.duration import Duration
@@ -55,8 +57,8 @@ def make_schedule(settings: Settings, clock: Clock, *, validates: bool) -> tuple
         settings: of the run.
         clock: of the whole run.
         validates: whether there are evaluations.
-    Raises: UsageError: no such schedule, settings that it does not take, lengths that outlast the run, or a first step
-        at rate 0.
+    Raises: UsageError: no such schedule, settings that it does not take, lengths that outlast the run, a first step at
+        rate 0, a momentum that the schedule would overwrite, or an optimizer that does not look at its rate.
     """
     name, given = schedule_of({field: settings[field] for field in ("schedule.name", "schedule.args")})
     lowest = settings["schedule.min_lr_fraction"]
@@ -77,10 +79,44 @@ def make_schedule(settings: Settings, clock: Clock, *, validates: bool) -> tuple
         what = f"schedule.warmup_shape = {shape!r} has no effect: {name} has no warmup"
         raise UsageError("E103", what, expected="schedule.warmup above 0, or no schedule.warmup_shape")
     schedule = with_warmup(make, clock.total_steps, warmup_steps=warmup_steps, shape=shape)
-    first = as_rates(schedule(0)).lr
+    first, momentum = as_rates(schedule(0))
     if not (any(first) if isinstance(first, tuple) else first):
         raise UsageError("E103", f"schedule.name = {name!r}: the first step has rate 0", expected="a rate above 0")
+    if momentum is not None:
+        _check_momentum(settings, momentum)
+    if reads_rate_once(settings["optim.name"]):
+        moves = plateau is not None or any(as_rates(schedule(at)).lr != first for at in range(clock.total_steps))
+        _check_constant(settings["optim.name"], name, moves)
     return schedule, plateau
+
+
+def _check_momentum(settings: Settings, moved: float) -> None:
+    """Hold that no momentum is asked for that the schedule sets otherwise before the first step.
+
+    Raises: UsageError: one is, of all parameters or of a group.
+    """
+    keys = ("momentum", "betas")
+    said = [(f"optim.{key}", settings[f"optim.{key}"]) for key in keys if f"optim.{key}" not in settings.reasons]
+    for pattern, rule in settings["optim.groups"].items():
+        if isinstance(rule, Mapping):
+            said += [(f"{key} of the group {pattern!r}", rule[key]) for key in keys if key in rule]
+    for place, value in said:
+        first = value[0] if isinstance(value, list | tuple) and value else value
+        if isinstance(first, Real) and abs(float(first) - moved) > 1e-9:
+            shown = list(value) if isinstance(value, tuple) else value
+            raise UsageError(
+                "E103",
+                f"{place} = {shown!r} has no effect: the schedule sets momentum (the first beta), to {moved:g} at first",
+                expected=f"{moved:g} there, or a schedule that leaves momentum alone",
+                hint="momentum=null among the schedule's settings, as in one_cycle(momentum=null)",
+            )
+
+
+def _check_constant(optimizer: str, name: str, moves: bool) -> None:
+    """Raises: UsageError: rates that move, for an optimizer that would not see it."""
+    if moves:
+        what = f"schedule.name = {name!r} has no effect: {optimizer} looks at its rate at the first step only"
+        raise UsageError("E103", what, expected="schedule.name = constant (--sched constant), without a warmup")
 
 
 def maker(name: str, given: Mapping[str, Any], clock: Clock) -> Maker:
@@ -96,11 +132,63 @@ def maker(name: str, given: Mapping[str, Any], clock: Clock) -> Maker:
 
     def make(total_steps: int) -> Schedule:
         settings = bound(found, name, given, replace(clock, total_steps=total_steps))
+        if name in SCHEDULES:
+            return found(total_steps, **settings)
+        return guarded(_own(found, name, total_steps, settings), name)
+
+    return make
+
+
+def _own(found: Any, name: str, total_steps: int, settings: Mapping[str, Any]) -> Schedule:
+    """A schedule of the user's: what their function makes, their object, or the function itself.
+
+    Raises: UsageError: it fails.
+    """
+    try:
         if _makes_schedules(found):
             return found(total_steps, **settings)
         return found(**settings) if isinstance(found, type) else partial(found, **settings) if settings else found
+    except KilnError:
+        raise
+    except Exception as error:
+        what = f"the schedule {name!r} fails when it is made: {type(error).__name__}: {error}"
+        raise UsageError("E107", what) from error
 
-    return make
+
+def guarded(function: Callable[[int], Any], name: str, *, is_factor: bool = False) -> Callable[[int], Any]:
+    """A user's function of the step; whatever it raises names it and the step, and so does a result that is none.
+
+    Args:
+        function: of the 0-based step.
+        name: as the recipe has it.
+        is_factor: it gives a number for one group, of any sign, and not what a schedule gives.
+    """
+
+    def at(step: int) -> Any:
+        try:
+            asked: Any = function(step)
+        except KilnError:
+            raise
+        except Exception as error:
+            what = f"the schedule {name!r} fails at its step {step}: {type(error).__name__}: {error}"
+            expected = "a function of the step, from 0 on, that gives a factor of the rate"
+            raise UsageError("E107", what, expected=expected) from error
+        if is_factor:
+            if not isinstance(asked, Real):
+                what = f"the schedule gives the factor {asked!r}"
+                raise UsageError("E107", what, expected="a number", where=_at(name, step))
+            return asked
+        try:
+            as_rates(asked)
+        except UsageError as error:
+            raise UsageError(error.code, error.what, expected=error.expected, where=_at(name, step)) from error
+        return asked
+
+    return at
+
+
+def _at(name: str, step: int) -> str:
+    return f"{name}, step {step}"
 
 
 def _makes_schedules(function: Any) -> bool:
@@ -180,7 +268,7 @@ def _marked(mark: str, value: Any, clock: Clock, wrong: UsageError) -> Any:
     if not isinstance(value, str):
         raise wrong
     if mark == "function":
-        return load_object(value)
+        return guarded(load_object(value), value, is_factor=True)
     return maker(*parse_schedule(value), clock)
 
 

@@ -22,7 +22,7 @@ from kiln.measure.paired_metrics import Answers
 from kiln.models.ensemblefile import ENSEMBLE
 from kiln.models.seal import verify_seal
 from kiln.observe.outputs import KeptOutputs, SplitOutputs
-from kiln.run import OUTPUTS, RECIPE, SPLIT, Run
+from kiln.run import OUTPUTS, RECIPE, SPLIT, Run, not_there
 from kiln.runtimes import BATCH_SIZE, MODEL_NAME, Predictor, load, model_path
 from kiln.tasks import Task, from_dict
 from kiln.tasks.decision import Decision
@@ -123,6 +123,9 @@ class Aligned:
 def contenders(models: Sequence[Any], asking: Asking) -> list[Contender]:
     """The models to compare, each under a name of its own: its file or folder, with as much of its path as that takes."""
     paths = [model.path if isinstance(model, Run) else Path(os.fspath(model)) for model in models]
+    for path in paths:
+        if not path.expanduser().exists():
+            raise not_there(path)
     names = _short_names([path.resolve() for path in paths])
     for index, name in enumerate(names):
         if name in names[:index]:
@@ -177,7 +180,7 @@ def hear(model: Contender, reference: Contender, split: str) -> tuple[Heard, lis
     if asking.data is None and owner.run is None:
         raise UsageError("E103", "no data to compare on: none of the models is a run", hint="--data DATA")
     predictor = model.predictor
-    source, indices, targets, notes = samples_of(predictor, owner.path, asking.data, split=split)
+    source, indices, targets, notes = samples_of(predictor, owner.path, asking.data, split=split, again="--data DATA")
     part, _ = collect(
         predictor,
         source,

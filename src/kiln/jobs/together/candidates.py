@@ -70,7 +70,8 @@ def _check_alike(first: Candidate, other: Candidate) -> None:
     if first.predictor.runtime.task != other.predictor.runtime.task:
         what = f"{first.place} and {other.place} were trained for different tasks"
         raise DataError("E204", what, expected="models of one task")
-    columns(other.predictor.classes, first.predictor.classes)
+    names = (str(other.place), str(first.place))
+    columns(other.predictor.classes, first.predictor.classes, names=names)
     ways = first.predictor.contract.to_dict(), other.predictor.contract.to_dict()
     if odd := [f"{name}: {value!r} and {ways[1][name]!r}" for name, value in ways[0].items() if value != ways[1][name]]:
         what = f"{first.place} and {other.place} do not take the same pixels: {', '.join(odd)}"
@@ -140,7 +141,7 @@ def said_of(
         if kept.model == one.predictor.digest:
             return kept.splits.get(split)
     try:
-        source, indices, targets, more = samples_of(one.predictor, one.place, data, split=split)
+        source, indices, targets, more = samples_of(one.predictor, one.place, data, split=split, again="--data DATA")
     except DataError as error:
         if error.code != "E204":
             raise
@@ -160,7 +161,8 @@ def _stacked(parts: Sequence[SplitOutputs], candidates: Sequence[Candidate], key
     for part, one in zip(parts, candidates, strict=True):
         row_of = {key: row for row, key in enumerate(part.keys)}
         rows = [row_of[key] for key in keys]
-        order = columns(one.predictor.classes, first.predictor.classes)
+        names = (str(one.place), str(first.place))
+        order = columns(one.predictor.classes, first.predictor.classes, names=names)
         logits.append(one.predictor.decision.calibrated(part.logits[rows])[:, order])
         labels = task.true_labels(part.targets[rows], width)[:, order]
         if truth is not None and not np.array_equal(labels, truth):

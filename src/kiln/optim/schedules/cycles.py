@@ -32,7 +32,7 @@ def cosine_restarts(total_steps: int, *, period: Steps, multiplier: int = 1, min
 def cyclic(
     total_steps: int,
     *,
-    up: Steps,
+    up: Steps | None = None,
     down: Steps | None = None,
     mode: Literal["triangular", "triangular2", "exp_range"] = "triangular",
     gamma: float | None = None,
@@ -45,13 +45,14 @@ def cyclic(
 
     Args:
         total_steps: how many steps the schedule has.
-        up: steps from the lowest to the highest rate.
+        up: steps from the lowest to the highest rate; a tenth of all without them, which makes five cycles.
         down: steps back; `up` without them.
         mode: triangles as they are, each half as high as the one before (triangular2), or gamma ** step as high.
         gamma: for exp_range.
         min_fraction: lowest rate as share of the base rate, > 0 because every cycle starts there.
         momentum: lowest, at the highest rate, and highest; None leaves it alone.
     """
+    up = max(1, math.ceil(total_steps / 10)) if up is None else up
     within(total_steps, up=up, down=down)
     require(min_fraction > 0, "min_fraction", min_fraction, "a number > 0: the first step has this rate")
     _require_momentum(momentum)

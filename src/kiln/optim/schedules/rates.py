@@ -54,7 +54,7 @@ def set_rates(optimizer: Any, asked: float | Rates, *, scale: float = 1.0) -> fl
     """Set every group's rate to its base rate times what the schedule asks for; call before `optimizer.step()`.
 
     A group's base rate is its `base_lr`, or the rate that it has when it is first set. Where the schedule moves momentum,
-    groups with `betas` get it as their first.
+    groups with `betas` get it as their first; Muon's, which have both, get both.
 
     Args:
         optimizer: any torch optimizer.
@@ -77,11 +77,12 @@ def set_rates(optimizer: Any, asked: float | Rates, *, scale: float = 1.0) -> fl
 
 
 def _set_momentum(group: dict[str, Any], momentum: float) -> None:
+    """Move each that the group has: Muon's have a momentum besides the betas of the AdamW beside it."""
     if "betas" in group:
         group["betas"] = (momentum, *group["betas"][1:])
-    elif "momentum" in group:
+    if "momentum" in group:
         group["momentum"] = momentum
-    else:
+    if not {"betas", "momentum"} & group.keys():
         what = "the schedule moves momentum, and the optimizer has neither momentum nor betas"
         raise UsageError("E103", what, hint="momentum = None (null in a recipe) leaves it alone")
 

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
 
 from kiln.language import tr
+from kiln.measure.calibration_harm import calibration_harm
 from kiln.metrics.reliability import reliability
 from kiln.metrics.selective import Answered
 from kiln.observe.outputs import KeptOutputs
+from kiln.observe.wording import harm_of_calibration
 from kiln.reports.charts import Line, line_chart
 from kiln.reports.run_page.subject import Subject
 from kiln.reports.run_page.words import percent
+from kiln.tasks import from_dict
 from kiln.tasks.decision import Decision
 
 COVERAGES = (1.0, 0.95, 0.9, 0.8, 0.7, 0.5)
@@ -48,7 +52,24 @@ def calibration(kept: KeptOutputs, subject: Subject) -> dict[str, Any]:
                 "lean": _lean(sure, right, inside=found["ece"] <= high),
             }
         )
-    return {"changed": changed, "how": _how(decision), "sides": sides, "refusal": _refusal(decision, subject)}
+    return {
+        "changed": changed,
+        "how": _how(decision),
+        "sides": sides,
+        "refusal": _refusal(decision, subject),
+        "harm": told_harm(kept),
+    }
+
+
+def told_harm(kept: KeptOutputs) -> str:
+    """That the calibration made test worse, where that is shown."""
+    part = kept.splits.get("test")
+    if part is None:
+        return ""
+    task, decision = from_dict(kept.task), Decision.from_dict(kept.decision)
+    groups = None if part.groups is None else np.array(part.groups)
+    harm = calibration_harm(task, part.logits, part.targets, decision, classes=kept.classes, groups=groups)
+    return "" if harm is None else harm_of_calibration(**asdict(harm))
 
 
 def _diagram(found: dict[str, Any], *, key: str) -> str:

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from kiln.language import tr
+from kiln.reports.run_page.calibration import told_harm
 from kiln.reports.run_page.material import Material
 from kiln.reports.run_page.subject import Subject
 from kiln.reports.run_page.words import between, is_share, metric_name, percent, shown_value, split_name
@@ -86,19 +87,28 @@ def _verdict(main: str, found: Mapping[str, Any], split: str, subject: Subject |
 
 def _against_guess(found: Mapping[str, Any], subject: Subject) -> str:
     """The model against one that always gives the same answer, the best there is."""
+    share = _guessed(subject)
     if subject.one_label:
         counts = subject.true.sum(axis=0)
-        name, share = subject.classes[int(counts.argmax())], float(counts.max() / len(subject))
-        guess = tr("always saying {name}, the most frequent class", name=name)
+        name = subject.classes[int(counts.argmax())]
+        alike = counts.max() == counts[counts > 0].min()
+        most = tr("always saying {name}, the most frequent class", name=name)
+        guess = tr("always naming one class") if alike else most
     else:
         rows, counts = np.unique(subject.true, axis=0, return_counts=True)
-        share, best = float(counts.max() / len(subject)), rows[int(counts.argmax())]
+        best = rows[int(counts.argmax())]
         name = ", ".join(one for one, yes in zip(subject.classes, best, strict=True) if yes) or tr("no label")
         guess = tr("always saying {name}, the most frequent answer", name=name)
     if (found["low"] or 0.0) > share:
         return tr("That is beyond chance: {guess}, would be right for {share}.", guess=guess, share=percent(share))
     return tr("It is not shown to be better than {guess}, which would be right for {share}.", guess=guess,
               share=percent(share))  # fmt: skip
+
+
+def _guessed(subject: Subject) -> float:
+    """How often the best single answer would be right."""
+    counts = subject.true.sum(axis=0) if subject.one_label else np.unique(subject.true, axis=0, return_counts=True)[1]
+    return float(counts.max() / len(subject))
 
 
 def _how_sure(found: Mapping[str, Any]) -> str:
@@ -122,6 +132,14 @@ def _seen_before(material: Material, split: str) -> list[str]:
 def _limits(material: Material, split: str, main: str, found: Mapping[str, Any], subject: Subject | None) -> list[str]:
     """What stands in the way of a better number, or of a surer one, the plainest first."""
     limits = []
+    if main == "accuracy" and subject is not None and (found["low"] or 0.0) <= _guessed(subject):
+        limits.append(
+            tr("The model has learnt nothing yet that would show: train longer, on more images, or from --weights "
+               "pretrained.")
+        )  # fmt: skip
+    limits += _between_splits(material)
+    if material.outputs is not None and (harm := told_harm(material.outputs)):
+        limits.append(tr("Note: {note}.", note=harm))
     if found.get("low") is not None and is_share(main) and (found["high"] - found["low"]) / 2 > WIDE:
         half = f"{50 * (found['high'] - found['low']):.1f}"
         limits.append(
@@ -133,7 +151,6 @@ def _limits(material: Material, split: str, main: str, found: Mapping[str, Any],
         limits += _from_confusion(subject)
     if main == "accuracy" and subject is not None:
         limits += _from_classes(subject)
-    limits += _between_splits(material)
     skipped = sum(material.result.get("skipped", {}).values())
     if skipped:
         limits.append(tr("{n} held-out files could not be read and are in no number.", n=skipped))
@@ -186,11 +203,23 @@ def _from_classes(subject: Subject) -> list[str]:
 
 
 def _between_splits(material: Material) -> list[str]:
-    """Validation and test that do not overlap come from different kinds of images."""
+    """Validation and test that differ beyond chance come from different kinds of images.
+
+    Beyond chance: the 95 % interval of the difference of two shares does not hold 0. Source: Newcombe 1998, Statistics in
+    Medicine 17, 873-890, method 10, made of the intervals of the two, so that it heeds groups as they do.
+    """
     metrics = material.result.get("metrics", {})
     a, b = (metrics.get(name, {}).get("accuracy", {}) for name in ("val", "test"))
-    if a.get("low") is None or b.get("low") is None or b["high"] >= a["low"]:
+    if a.get("low") is None or b.get("low") is None:
         return []
+    above, below = (a, b) if a["value"] > b["value"] else (b, a)
+    if above["value"] - below["value"] <= np.hypot(above["value"] - above["low"], below["high"] - below["value"]):
+        return []
+    if above is b:
+        return [
+            tr("Validation ({val}) lies clearly below test ({test}): the two seem to hold images of different kinds.",
+               test=percent(b["value"]), val=percent(a["value"]))
+        ]  # fmt: skip
     return [
         tr("Test ({test}) lies clearly below validation ({val}): the test images seem to differ from those that were "
            "trained on.", test=percent(b["value"]), val=percent(a["value"]))

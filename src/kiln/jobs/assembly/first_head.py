@@ -1,0 +1,149 @@
+"""A new head that begins where the frozen backbone's features lead it, instead of at random.
+
+A random head sends gradients without meaning into the backbone until it has learnt, and in a short training most steps go
+into that (Kumar et al. 2022, arXiv:2202.10054). Features cost one pass over the training images, without gradients; a
+head is fitted to them in a moment.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from kiln.batch import Batch
+from kiln.data.loader import Assembler, evaluation_batches
+from kiln.engine.features import EvaluationFeatures
+from kiln.errors import UsageError
+from kiln.jobs.assembly.batches import Pipeline
+from kiln.jobs.assembly.features import probe
+from kiln.jobs.assembly.resolve import LATER_HEAD, Settings, chosen_samples
+from kiln.jobs.intake import Intake
+from kiln.losses.contract import as_terms
+from kiln.models.blocks import ordered_blocks, select
+from kiln.models.create import Created
+from kiln.models.features import FeatureCut, find_cut
+from kiln.models.freeze import frozen_atoms, set_frozen
+from kiln.models.sizes import mode
+from kiln.random import Purpose, keys_of, torch_seed
+from kiln.runtimes import BATCH_SIZE
+
+MOST_SAMPLES = 20_000
+"""More samples than this would cost time and tell a linear layer nothing."""
+STEPS, SIZE, RATE, DECAY = 200, 64, 0.01, 0.05
+"""Of AdamW under a cosine."""
+
+
+def settle_first_head(settings: Settings, pipeline: Pipeline, *, head: str | None) -> FeatureCut | None:
+    """Where the head to be fitted begins; None where `finetune.head_start` is, or has to be, random.
+
+    Call before the model is frozen for its first stage.
+
+    Raises: UsageError: a fitted head was asked for and cannot be.
+    """
+    if settings["finetune.head_start"] != "fitted":
+        return None
+    model = pipeline.created.model
+    why = None if _is_new(pipeline.created, head) else "the weights hold a head for these classes"
+    before = frozen_atoms(model)
+    try:
+        if why is None:
+            set_frozen(model, select(model, ("backbone",), ordered_blocks(model, head=head)))
+            return find_cut(model, probe(settings, pipeline))
+    except UsageError as error:
+        why = error.what
+    finally:
+        set_frozen(model, before)
+    if "finetune.head_start" not in settings.reasons:
+        raise UsageError("E103", f"finetune.head_start = 'fitted', but {why}", hint="leave it at auto")
+    settings.decide("finetune.head_start", "random", why)
+    if "finetune.stages" in settings.reasons and _is_new(pipeline.created, head):
+        stages = (LATER_HEAD[0], f"{LATER_HEAD[1]}{settings['finetune.stages'][0].removeprefix('all')}")
+        settings.decide("finetune.stages", stages, "the new head first, then all, lower layers more slowly")
+    return None
+
+
+def fit_head_(
+    settings: Settings,
+    intake: Intake,
+    pipeline: Pipeline,
+    cut: FeatureCut,
+    *,
+    forward: Callable[..., Tensor],
+    loss: nn.Module,
+    head: str | None,
+) -> float:
+    """Fit the head to the backbone's features of training images as validation would see them. Returns: its loss in the end.
+
+    Args:
+        settings: of the training.
+        intake: its data.
+        pipeline: its model and images.
+        cut: where the head begins.
+        forward: images -> logits, in evaluation mode.
+        loss: of logits and targets.
+        head: name of the output layer, where the order of registration may not tell.
+    """
+    model, device = pipeline.created.model, torch.device(settings["run.device"])
+    samples = _drawn(settings, intake)
+    images = evaluation_batches(
+        Assembler(pipeline.validation, intake.targets),
+        samples,
+        batch_size=BATCH_SIZE,
+        bad_files=pipeline.bad_files,
+        split="train",
+        skip_bad=True,
+        workers=settings["data.workers"],
+    )
+    before = frozen_atoms(model)
+    set_frozen(model, select(model, ("backbone",), ordered_blocks(model, head=head)))
+    try:
+        with mode(model, training=False):
+            made = EvaluationFeatures(cut).batches(model, images, forward=forward, device=device)
+            return _fit(model, cut, made, loss, seed=settings["training.seed"])
+    finally:
+        set_frozen(model, before)
+
+
+def _fit(model: nn.Module, cut: FeatureCut, made: list[Batch], loss: nn.Module, *, seed: int) -> float:
+    features = torch.cat([batch.images for batch in made]).float()
+    targets = torch.cat([batch.targets for batch in made])
+    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.AdamW(parameters, lr=RATE, weight_decay=DECAY)
+    draws = torch.Generator().manual_seed(torch_seed(seed, Purpose.INIT, step=1))
+    value = torch.zeros(())
+    for step in range(STEPS):
+        rows = torch.randint(len(features), (min(SIZE, len(features)),), generator=draws).to(features.device)
+        optimizer.param_groups[0]["lr"] = RATE * (1 + math.cos(math.pi * step / STEPS)) / 2
+        terms = as_terms(loss(cut.head(model, features[rows]), targets[rows]), len(rows))
+        value = _mean(terms.values, terms.weights)
+        optimizer.zero_grad(set_to_none=True)
+        value.backward()
+        optimizer.step()
+    for parameter in parameters:
+        parameter.grad = None
+    return float(value.detach())
+
+
+def _mean(values: Tensor, weights: Tensor | None) -> Tensor:
+    return values.mean() if weights is None else (values * weights).sum() / weights.sum().clamp_min(1e-12)
+
+
+def _drawn(settings: Settings, intake: Intake) -> NDArray[np.int64]:
+    """The training samples, or so many of them, in an order that no class is first in."""
+    train = chosen_samples(settings, intake)
+    keys = keys_of([intake.source.keys[index] for index in train])
+    return train[np.argsort(keys, kind="stable")][:MOST_SAMPLES]
+
+
+def _is_new(created: Created, head: str | None) -> bool:
+    """Whether the head did not come out of the weight file."""
+    report = created.report
+    if report is None:
+        return True
+    anew = {text.partition(" ")[0] for text in report.reshaped if text.endswith("initialised anew)")}
+    return bool(anew.union(report.missing) & set(ordered_blocks(created.model, head=head)[-1].atoms))
