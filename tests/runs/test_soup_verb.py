@@ -12,6 +12,7 @@ from albums import CLASSES, class_folders, command, split_folders, train
 
 import kiln
 from kiln.errors import ArtifactError, DataError, UsageError
+from kiln.jobs.together.averaging import Average, Averaging
 from kiln.models.modelfile import read_model
 from kiln.models.normalize import normalize
 from kiln.pixels import PixelContract
@@ -142,3 +143,29 @@ def test_the_command(runs, tmp_path):
     said = command("soup", *(run.path for run in runs), "output=" + str(tmp_path / "two"), "method=uniform", "--json")
     assert said.json["method"] == "uniform"
     assert command("predict", tmp_path / "two", tmp_path / "absent.png").status != 0
+
+
+class Choosing(Averaging):
+    """`greedy` over made-up values of validation: members -> metric, log likelihood."""
+
+    def __init__(self, reached):
+        self.reached = reached
+
+    def alone(self, row):
+        return self.of((row,))
+
+    def of(self, rows):
+        return Average(tuple(rows), None, None, tuple(rows))
+
+    def score(self, logits):
+        return self.reached[logits][0]
+
+    def fit(self, logits):
+        return self.reached[logits][1]
+
+
+def test_greedy_takes_no_member_that_gains_by_chance_what_the_likelihood_loses():
+    better = {(2,): (0.80, -0.60), (2, 0): (0.81, -0.70), (2, 1): (0.80, -0.55)}
+    assert Choosing(better).greedy([2, 0, 1]).rows == (2, 1)
+    worse = {(2,): (0.80, -0.60), (2, 0): (0.79, -0.50)}
+    assert Choosing(worse).greedy([2, 0]).rows == (2,)

@@ -323,3 +323,17 @@ def test_generalized_dice_weighs_classes():
     torch.testing.assert_close(even, plain)
     p, t = logits.softmax(1)[:, 2].flatten(1), (targets == 2).flatten(1).float()
     torch.testing.assert_close(one, 1 - 2 * (p * t).sum(1) / (p + t).sum(1), atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("name", "meant"), [("ce", "cross_entropy"), ("BCE", "binary_cross_entropy"), ("supcon", "supervised_contrastive")]
+)
+def test_names_from_elsewhere_find_the_loss(name, meant):
+    with pytest.raises(UsageError) as caught:
+        make(name)
+    assert caught.value.suggestion == meant
+
+
+def test_weights_of_another_shape_are_refused():
+    with pytest.raises(UsageError, match=r"weights of shape \(4, 1\) for 4 samples"):
+        as_terms(LossTerms(torch.zeros(4), torch.ones(4, 1)), 4)

@@ -31,9 +31,9 @@ def soup(
     """Average the weights of several runs that were fine-tuned from one start.
 
     `greedy` begins with the model that is best on validation and takes in one after the other, in the order of their
-    metric, where validation does not fall; so it is never below its best member there. `uniform` takes all. Running
-    statistics of normalisation are measured again over training images, and every comparison is of the model as it would
-    ship.
+    metric, where on validation neither the metric nor the log likelihood falls; so it is never below its best member
+    there. `uniform` takes all. Running statistics of normalisation are measured again over training images, and every
+    comparison is of the model as it would ship.
 
     Args:
         *models: runs or model files of one architecture.

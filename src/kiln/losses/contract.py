@@ -41,6 +41,10 @@ def as_terms(result: Any, num_samples: int) -> LossTerms:
         raise _unfit(f"the loss returned {type(values).__name__}, not a tensor", num_samples)
     if not values.is_floating_point():
         raise _unfit(f"the loss returned a tensor of {values.dtype}, which has no gradient", num_samples)
+    if terms.weights is not None and terms.weights.shape not in ((num_samples,), ()):
+        raise _unfit(
+            f"the loss returned weights of shape {tuple(terms.weights.shape)} for {num_samples} samples", num_samples
+        )
     if values.ndim == 0:
         return LossTerms(values.expand(num_samples), terms.weights)
     if values.shape == (num_samples,):

@@ -19,6 +19,19 @@ from kiln.recipe.check import Problem
 
 AUTO = "auto"
 EXPECTED = "a sum such as cross_entropy + 0.5*dice(smooth=1), of names or module:name"
+ELSEWHERE = {
+    **dict.fromkeys(("ce", "softmax", "soft_target_cross_entropy", "crossentropyloss", "nll"), "cross_entropy"),
+    **dict.fromkeys(("bce", "bcewithlogitsloss", "sigmoid"), "binary_cross_entropy"),
+    **dict.fromkeys(("smooth_l1", "smoothl1loss", "huberloss"), "huber"),
+    **dict.fromkeys(("l1", "l1loss"), "mae"),
+    **dict.fromkeys(("l2", "mseloss"), "mse"),
+    **dict.fromkeys(("iou", "jaccard_loss"), "jaccard"),
+    **dict.fromkeys(("supcon", "contrastive"), "supervised_contrastive"),
+    "asl": "asymmetric",
+    "gdl": "generalized_dice",
+}
+"""What losses are called elsewhere, for the suggestion."""
+
 TAKES = {
     "smoothing": ("cross_entropy", "binary_cross_entropy", "binary_focal", "asymmetric", "asymmetric_softmax", "poly1"),
     "class_weights": ("cross_entropy", "focal", "poly1", "dice", "tversky", "jaccard", "generalized_dice"),
@@ -89,7 +102,11 @@ def _term(node: ast.expr, text: str, own: list[str]) -> Term:
     name = _restored(node.id, own)
     if name not in LOSSES and ":" not in name:
         raise UsageError(
-            "E108", f"unknown loss {name!r}", got=name, choices=sorted(LOSSES), hint="or your own, as module:name"
+            "E108",
+            f"unknown loss {name!r}",
+            got=ELSEWHERE.get(name.lower(), name),
+            choices=sorted(LOSSES),
+            hint="or your own, as module:name",
         )
     return Term(name, factor, settings)
 

@@ -205,7 +205,8 @@ def parse_changes(assignments: Iterable[str]) -> dict[str, Any]:
 def _without_kind(tree: Mapping[str, Any], where: str) -> dict[str, Any]:
     kind, version = tree.get("kind", KIND), tree.get("version", VERSION)
     if kind != KIND:
-        raise ArtifactError("E303", f"kind = {kind!r}", where=where, expected=f"a file of kind {KIND!r}")
+        hint = "name the run folder, or its recipe.yaml" if kind == "kiln.resolved" else ""
+        raise ArtifactError("E303", f"kind = {kind!r}", where=where, expected=f"a file of kind {KIND!r}", hint=hint)
     if not isinstance(version, int) or version > VERSION:
         raise ArtifactError(
             "E303", f"version = {version!r}", where=where, expected=f"a recipe of version {VERSION}", hint="update Kiln"
