@@ -49,6 +49,12 @@ class LoadReport:
     reshaped: tuple[str, ...] = ()
     origin: Origin | None = None
 
+    @property
+    def anew(self) -> frozenset[str]:
+        """The tensors of the model that did not come out of the file."""
+        left = (text.partition(" ")[0] for text in self.reshaped if text.endswith("initialised anew)"))
+        return frozenset((*self.missing, *left))
+
     def notes(self) -> tuple[str, ...]:
         """Sentences to print."""
         lines = [f"{self.loaded} tensors loaded from {self.source}"]

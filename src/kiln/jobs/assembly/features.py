@@ -72,7 +72,7 @@ def keep_features(
     views, train = settings["finetune.views"], chosen_samples(settings, intake)
     epochs = -(-min(before_step or total_steps, total_steps) // len(pipeline.batches))
     samples = views * len(train) + len(intake.split.val)
-    num_bytes = 0 if cut is None else samples * _bytes_of_a_sample(settings, pipeline, cut)
+    num_bytes = 0 if cut is None else samples * bytes_of_a_sample(settings, pipeline, cut)
     why_not = why_not or _why_not_kept(settings, strategy, epochs=epochs) or _why_no_room(settings, num_bytes)
     times = counted(min(views, epochs), "time")
     reason = f"{epochs} epochs, each image {times} through the frozen part; {num_bytes / 1e6:,.1f} MB"
@@ -118,7 +118,8 @@ def probe(settings: Settings, pipeline: Pipeline) -> Tensor:
     return torch.linspace(-2, 2, int(np.prod(shape)), device=settings["run.device"]).view(shape)
 
 
-def _bytes_of_a_sample(settings: Settings, pipeline: Pipeline, cut: FeatureCut) -> int:
+def bytes_of_a_sample(settings: Settings, pipeline: Pipeline, cut: FeatureCut) -> int:
+    """What the features of one image take."""
     model = pipeline.created.model
     with mode(model, training=False), torch.no_grad():
         features = cut.features(model, probe(settings, pipeline))

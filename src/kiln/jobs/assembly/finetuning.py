@@ -85,9 +85,8 @@ def _require_loaded(created: Created, frozen: Collection[str]) -> None:
     report = created.report
     if report is None:
         return
-    anew = {text.partition(" ")[0] for text in report.reshaped if text.endswith("initialised anew)")}
     names = {name.replace(".base_layer.", ".") for name in frozen}
-    random = sorted(name for name in anew.union(report.missing) & names if not name.endswith("num_batches_tracked"))
+    random = sorted(name for name in report.anew & names if not name.endswith("num_batches_tracked"))
     if random:
         raise ArtifactError(
             "E304",

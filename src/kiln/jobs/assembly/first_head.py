@@ -20,7 +20,7 @@ from kiln.data.loader import Assembler, evaluation_batches
 from kiln.engine.features import EvaluationFeatures
 from kiln.errors import UsageError
 from kiln.jobs.assembly.batches import Pipeline
-from kiln.jobs.assembly.features import probe
+from kiln.jobs.assembly.features import bytes_of_a_sample, probe
 from kiln.jobs.assembly.resolve import LATER_HEAD, Settings, chosen_samples
 from kiln.jobs.intake import Intake
 from kiln.losses.contract import as_terms
@@ -32,8 +32,8 @@ from kiln.models.sizes import mode
 from kiln.random import Purpose, keys_of, torch_seed
 from kiln.runtimes import BATCH_SIZE
 
-MOST_SAMPLES = 20_000
-"""More samples than this would cost time and tell a linear layer nothing."""
+MOST_SAMPLES, MOST_BYTES = 20_000, 1 << 30
+"""More samples than this would cost time and tell a linear layer nothing; more memory than this is not worth it."""
 STEPS, SIZE, RATE, DECAY = 200, 64, 0.01, 0.05
 """Of AdamW under a cosine."""
 
@@ -89,7 +89,8 @@ def fit_head_(
         head: name of the output layer, where the order of registration may not tell.
     """
     model, device = pipeline.created.model, torch.device(settings["run.device"])
-    samples = _drawn(settings, intake)
+    most = min(MOST_SAMPLES, max(SIZE, MOST_BYTES // bytes_of_a_sample(settings, pipeline, cut)))
+    samples = _drawn(settings, intake, most)
     images = evaluation_batches(
         Assembler(pipeline.validation, intake.targets),
         samples,
@@ -133,17 +134,15 @@ def _mean(values: Tensor, weights: Tensor | None) -> Tensor:
     return values.mean() if weights is None else (values * weights).sum() / weights.sum().clamp_min(1e-12)
 
 
-def _drawn(settings: Settings, intake: Intake) -> NDArray[np.int64]:
+def _drawn(settings: Settings, intake: Intake, most: int) -> NDArray[np.int64]:
     """The training samples, or so many of them, in an order that no class is first in."""
     train = chosen_samples(settings, intake)
     keys = keys_of([intake.source.keys[index] for index in train])
-    return train[np.argsort(keys, kind="stable")][:MOST_SAMPLES]
+    return train[np.argsort(keys, kind="stable")][:most]
 
 
 def _is_new(created: Created, head: str | None) -> bool:
     """Whether the head did not come out of the weight file."""
-    report = created.report
-    if report is None:
+    if created.report is None:
         return True
-    anew = {text.partition(" ")[0] for text in report.reshaped if text.endswith("initialised anew)")}
-    return bool(anew.union(report.missing) & set(ordered_blocks(created.model, head=head)[-1].atoms))
+    return not created.report.anew.isdisjoint(ordered_blocks(created.model, head=head)[-1].atoms)
