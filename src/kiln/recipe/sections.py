@@ -225,7 +225,7 @@ class Finetune(Section):
         (), "Stages of staged, such as [head at 10, all from 20% decay 0.75]: what, from when, rate, layer decay."
     )
     head_start: Literal["auto", "fitted", "random"] = option(
-        "auto", "How a new head begins: fitted to the frozen backbone's features, or random; auto fits it with staged."
+        "auto", "How a new head begins: fitted to the frozen backbone's features, or random; auto fits in staged."
     )
     freeze_norm: Literal["auto", "none", "statistics", "all"] = option(
         "auto", "What of BatchNorm and its like stays frozen: statistics, all of it, none; auto goes by batch size."
