@@ -281,3 +281,13 @@ def test_sizes(text, expected):
 def test_a_size_that_is_none_is_refused(text):
     with pytest.raises(UsageError, match="such as 20GB"):
         room.parse_size(text)
+
+
+@pytest.mark.parametrize("num_bytes", [0, 7, 999, 1000, 1999, 123_456, 7_775_457_906, 3_000_000_000_000])
+def test_a_size_in_words_is_read_back_as_no_more_and_hardly_less(num_bytes):
+    back = room.parse_size(room.size_text(num_bytes))
+    assert 0.99 * num_bytes <= back <= num_bytes
+
+
+def test_a_size_in_words_is_short():
+    assert room.size_text(7_775_457_906) == "7.77GB"

@@ -82,12 +82,11 @@ def _tell(findings: Findings, output: str | None) -> None:
             say(f"{code:<21}  " + tr("... {count:,} more", count=len(found) - MOST_EXAMPLES))
     told = "images {count:,} ({counts}), looked at in {seconds:.0f} s"
     say(tr(told, count=findings.num_samples, counts=counts, seconds=findings.seconds))
+    if not findings.counts:
+        say(tr("ok     nothing was found"))
     if output is None:
-        say(
-            tr("next   kiln check DATA --output OUT writes the pictures and the table of decisions")
-            if len(findings)
-            else "ok"
-        )
+        if findings.counts:
+            say(tr("next   kiln check DATA --output OUT writes the pictures and the table of decisions"))
         return
     say(tr("page   {page}", page=os.path.join(output, "check.html")))
     say(tr("table  {table}", table=os.path.join(output, "check.csv")))

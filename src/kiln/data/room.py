@@ -49,6 +49,14 @@ def parse_size(text: str) -> int:
     return int(float(found[1]) * _UNITS[found[2]])
 
 
+def size_text(num_bytes: int) -> str:
+    """So many bytes, or at most a hundredth of a unit less, as `parse_size` reads them."""
+    unit = next((unit for unit in "tgmk" if num_bytes >= _UNITS[unit]), "")
+    if not unit:
+        return f"{num_bytes}B"
+    return f"{num_bytes * 100 // _UNITS[unit] / 100:.2f}{unit.upper()}B"
+
+
 def budget(asked: str) -> int:
     """Bytes that all caches together may take: what was asked, or a tenth of what the disk has free and they hold."""
     if asked != "auto":

@@ -113,6 +113,7 @@ ZH: dict[str, str] = {
     "images {count:,}{bad}{withheld}": "图像   {count:,}{bad}{withheld}",
     "... {count:,} further rows: --output FILE keeps them all": "…… 另有 {count:,} 行：--output FILE 保存全部",
     "images {count:,} ({counts}), looked at in {seconds:.0f} s": "图像   {count:,}（{counts}），检查用时 {seconds:.0f} 秒",
+    "ok     nothing was found": "正常   没有发现问题",
     "next   kiln check DATA --output OUT writes the pictures and the table of decisions": "接着   kiln check DATA --output OUT 写出图片和决定表",
     "{loss} on {targets}": "{loss}，目标为 {targets}",
     "verdict  {verdict}": "结论     {verdict}",

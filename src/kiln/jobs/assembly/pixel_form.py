@@ -165,12 +165,16 @@ def _settle_cache(
         settings.reasons["data.cache"] = "; ".join(filter(None, [settings.reasons.get("data.cache", ""), note]))
     if settings.asks("data.cache_size"):
         if tier == "device":
-            settings.decide("data.cache_size", f"{_device_room(settings)}B", "half of what is free on the device")
+            settings.decide(
+                "data.cache_size", room.size_text(_device_room(settings)), "half of what is free on the device"
+            )
         elif tier == "memory":
             half = int(MEMORY_SHARE * psutil.virtual_memory().available)
-            settings.decide("data.cache_size", f"{half}B", "half of the memory that is free")
+            settings.decide("data.cache_size", room.size_text(half), "half of the memory that is free")
         else:
-            settings.decide("data.cache_size", f"{room.budget('auto')}B", "a tenth of what the disk has for caches")
+            settings.decide(
+                "data.cache_size", room.size_text(room.budget("auto")), "a tenth of what the disk has for caches"
+            )
     return tier == "device"
 
 
