@@ -71,7 +71,8 @@ def describe(training: Training, settings: Settings, intake: Intake, progress: P
                 why=translated(why),
             )
         )
-    of_features = FEATURES if settings.values["finetune.mode"] in HEAD_MODES else ()
+    stages = training.state.stages
+    of_features = FEATURES if settings.values["finetune.mode"] in HEAD_MODES and stages and stages.num_frozen else ()
     if settings.values["finetune.mode"] == "staged":
         of_features = ("finetune.head_start", *of_features)
     for name in (*of_features, *SHOWN):
@@ -120,9 +121,11 @@ def fine_tuning(training: Training) -> list[str]:
         return []
     trained = sum(parameter.numel() for parameter in parameters if parameter.requires_grad)
     total = sum(parameter.numel() for parameter in parameters)
-    lines = [
-        f"{stages.stage.name}: {trained:,} of {total:,} parameters; {stages.num_frozen} tensors frozen, statistics among them"
-    ]
+    lines = [f"{stages.stage.name}: {trained:,} of {total:,} parameters"]
+    if stages.num_frozen:
+        lines = [f"{lines[0]}; {stages.num_frozen} tensors frozen, statistics among them"]
+    elif stages.stage.layer_decay < 1:
+        lines = [f"{lines[0]}, each layer at {stages.stage.layer_decay:g} times the rate of the one above"]
     return lines + [
         f"{stage.name} from step {stage.first_step:,} of {training.total_steps:,} on, at {stage.rate:g} times the rate"
         for stage in stages.stages
