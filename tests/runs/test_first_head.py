@@ -101,3 +101,19 @@ def test_views_that_are_asked_for_keep_the_stage_of_the_head(image_folder, tmp_p
     run = train(image_folder, tmp_path, epochs=5, model__weights=weights, finetune__mode="staged", finetune__views=1)
     assert isinstance(run, Run)
     assert list(run.resolved["values"]["finetune.stages"]) == ["head at 10", "all from 20% decay 0.75"]
+
+
+def test_it_is_fitted_to_features_as_training_will_make_them(image_folder, tmp_path, weights):
+    """Statistics of quite other images: a head fitted to features by those would begin far off."""
+    state = {name: value * 9 if name.endswith("running_var") else value for name, value in load_file(weights).items()}
+    path = tmp_path / "other.safetensors"
+    save_file({name: value.contiguous() for name, value in state.items()}, path)
+    settings = {"finetune__mode": "staged", "optim__lr": 1e-9, "optim__weight_decay": 0.0, "loss__smoothing": 0.0}
+    there, other = (
+        train(image_folder, tmp_path, model__weights=str(one), finetune__freeze_norm="none", **settings)
+        for one in (weights, path)
+    )
+    assert first_loss(other) == pytest.approx(first_loss(there), rel=0.02)
+    held = train(image_folder, tmp_path, model__weights=str(path), finetune__freeze_norm="statistics", **settings)
+    kept = load_file(held.model_file)
+    assert all(torch.equal(value, kept[name]) for name, value in state.items() if name.endswith("running_var"))

@@ -147,7 +147,9 @@ def _first_head_(settings: Settings, intake: Intake, pipeline: Pipeline, loss: n
     cut = settle_first_head(settings, pipeline, head=head)
     if cut is not None and begins:
         device = torch.device(settings["run.device"])
-        forward = uint8_forward(created.model, created, intake.source.transformed, device)
+        transformed, spec = intake.source.transformed, created.spec
+        scaled = partial(Normalized, mean=spec.mean, std=spec.std, per_image=spec.per_image)
+        forward = created.model if transformed else scaled(created.model).to(device)
         fit_head_(settings, intake, pipeline, cut, forward=forward, loss=loss, head=head)
 
 

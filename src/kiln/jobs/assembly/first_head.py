@@ -8,7 +8,8 @@ head is fitted to them in a moment.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
 
 import numpy as np
 import torch
@@ -24,7 +25,7 @@ from kiln.jobs.assembly.features import bytes_of_a_sample, probe
 from kiln.jobs.assembly.resolve import LATER_HEAD, Settings, chosen_samples
 from kiln.jobs.intake import Intake
 from kiln.losses.contract import as_terms
-from kiln.models.blocks import ordered_blocks, select
+from kiln.models.blocks import ordered_blocks, running_norms, select
 from kiln.models.create import Created
 from kiln.models.features import FeatureCut, find_cut
 from kiln.models.freeze import frozen_atoms, set_frozen
@@ -77,14 +78,14 @@ def fit_head_(
     loss: nn.Module,
     head: str | None,
 ) -> float:
-    """Fit the head to the backbone's features of training images as validation would see them. Returns: its loss in the end.
+    """Fit the head to the backbone's features of training images. Returns: its loss in the end.
 
     Args:
         settings: of the training.
         intake: its data.
         pipeline: its model and images.
         cut: where the head begins.
-        forward: images -> logits, in evaluation mode.
+        forward: images -> logits, in the mode that the model is in.
         loss: of logits and targets.
         head: name of the output layer, where the order of registration may not tell.
     """
@@ -100,14 +101,36 @@ def fit_head_(
         skip_bad=True,
         workers=settings["data.workers"],
     )
+    norms = running_norms(model) if settings["finetune.freeze_norm"] == "none" else ()
+    several = (batch for batch in images if len(batch) > 1 or not norms)  # one image has no variance
     before = frozen_atoms(model)
-    set_frozen(model, select(model, ("backbone",), ordered_blocks(model, head=head)))
     try:
         with mode(model, training=False):
-            made = EvaluationFeatures(cut).batches(model, images, forward=forward, device=device)
+            with _by_batch(model, norms):
+                made = EvaluationFeatures(cut).batches(model, several, forward=forward, device=device)
+            set_frozen(model, select(model, ("backbone",), ordered_blocks(model, head=head)))
             return _fit(model, cut, made, loss, seed=settings["training.seed"])
     finally:
         set_frozen(model, before)
+
+
+@contextmanager
+def _by_batch(model: nn.Module, norms: Collection[str]) -> Iterator[None]:
+    """Within, these layers normalise by their batch, as they will in training; statistics stay as they were.
+
+    Images unlike those of the weights have other statistics; a head fitted to features by the old ones would meet others at
+    the first step.
+    """
+    kept = [(buffer, buffer.clone()) for buffer in model.buffers()]
+    for name in norms:
+        model.get_submodule(name).train()
+    try:
+        yield
+    finally:
+        for name in norms:
+            model.get_submodule(name).eval()
+        for buffer, value in kept:
+            buffer.copy_(value)
 
 
 def _fit(model: nn.Module, cut: FeatureCut, made: list[Batch], loss: nn.Module, *, seed: int) -> float:
