@@ -7,7 +7,6 @@ guard against non-finite steps, several processes. `kiln train` and `kiln.engine
 """
 
 import sys
-from pathlib import Path
 
 import torch
 
@@ -16,7 +15,6 @@ from kiln.data.images import ContractImages, RandomCropImages
 from kiln.data.loader import Assembler, BadFiles, TrainLoader, evaluation_batches
 from kiln.data.sampler import Cut, Shuffle
 from kiln.data.split import split_source
-from kiln.jobs.demo import write_digits
 from kiln.losses import CrossEntropy
 from kiln.models.normalize import Normalized
 from kiln.optim.groups import parameter_groups
@@ -72,4 +70,6 @@ def main(data: str, *, epochs: int = 5, batch_size: int = 16, px: int = 32, lr: 
 
 
 if __name__ == "__main__":
-    main(sys.argv[1] if sys.argv[1:] else str(write_digits(Path("runs/digits-images"))))
+    from _digits import digits_folder
+
+    main(sys.argv[1] if sys.argv[1:] else digits_folder())

@@ -6,10 +6,8 @@ The run is the same as that of `kiln train photos/ --epochs 10 --seed 0`, weight
 """
 
 import sys
-from pathlib import Path
 
 import kiln
-from kiln.jobs.demo import write_digits
 
 
 def main(data: str, *images: str, output: str = "runs", **settings: object) -> list[str]:
@@ -32,4 +30,6 @@ def main(data: str, *images: str, output: str = "runs", **settings: object) -> l
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:] or [str(write_digits(Path("runs/digits-images")))])
+    from _digits import digits_folder
+
+    main(*sys.argv[1:] or [digits_folder()])
