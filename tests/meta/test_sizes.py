@@ -17,7 +17,6 @@ MORE_PARAMETERS = {
     "kiln.errors:KilnError.__init__": "one named part of the message each",
     "kiln.models.create:create_model": "one choice of the user's each, as in timm.create_model",
     "kiln.losses.overlap:tversky": "its two weights, besides what dice takes",
-    "kiln.optim.muon:Muon.__init__": "its own settings, besides those of the AdamW beside it",
     "kiln.jobs.compare:compare": "a verb: its parameters are its flags",
     "kiln.jobs.evaluate:evaluate": "a verb: its parameters are its flags",
     "kiln.jobs.pack:pack": "a verb: its parameters are its flags",

@@ -117,3 +117,11 @@ def test_it_is_fitted_to_features_as_training_will_make_them(image_folder, tmp_p
     held = train(image_folder, tmp_path, model__weights=str(path), finetune__freeze_norm="statistics", **settings)
     kept = load_file(held.model_file)
     assert all(torch.equal(value, kept[name]) for name, value in state.items() if name.endswith("running_var"))
+
+
+def test_a_loss_that_takes_mixed_targets_alone_is_given_such(image_folder, tmp_path, weights):
+    settings = {"loss__name": "mse", "augment__mixup": 0.2, "finetune__mode": "staged"}
+    run = train(image_folder, tmp_path, model__weights=weights, **settings)
+    assert run.resolved["values"]["finetune.head_start"] == "fitted"
+    plain = train(image_folder, tmp_path, model__weights=weights, finetune__head_start="random", **settings)
+    assert first_loss(run) < first_loss(plain)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from kiln.errors import DataError, NumericError
-from kiln.metrics import Metric, classification, multilabel, ranking
+from kiln.metrics import Metric, classification, counts, multilabel, ranking
 from kiln.tasks import get
 
 TARGETS = np.array([0, 0, 0, 1, 1, 2])
@@ -66,10 +66,11 @@ SAID = np.array([[1, 0, 0, 0], [0, 0, 0, 0], [1, 0, 1, 0]])
 def test_multilabel_counts():
     assert multilabel.exact_matches(LABELS, SAID).tolist() == [False, True, False]
     assert multilabel.label_shares(LABELS, SAID).tolist() == [0.75, 1.0, 0.5]
-    hits, predicted, actual = multilabel.label_counts(LABELS, SAID)
+    told = counts.Counts(*multilabel.label_counts(LABELS, SAID))
+    hits, predicted, actual = told
     assert (hits.tolist(), predicted.tolist(), actual.tolist()) == ([2, 0, 0, 0], [2, 0, 1, 0], [2, 1, 1, 0])
-    assert multilabel.f1_micro(LABELS, SAID) == pytest.approx(2 * 2 / (3 + 4))
-    assert multilabel.f1_macro(LABELS, SAID) == pytest.approx((1 + 0 + 0) / 3)  # the last label never occurs
+    assert counts.f_beta(told, average="micro") == pytest.approx(2 * 2 / (3 + 4))
+    assert counts.f_beta(told) == pytest.approx((1 + 0 + 0) / 3)  # the last label never occurs
 
 
 def test_average_precision_by_hand():

@@ -14,7 +14,7 @@ from kiln.jobs.assembly.schedules import Clock, bound, make_schedule, maker
 from kiln.jobs.draw_schedules import draw_schedules
 from kiln.names import SCHEDULES, load_object
 from kiln.optim import schedules
-from kiln.optim.schedules import Plateau, Rates, Steps, with_warmup
+from kiln.optim.schedules import Plateau, Rates, Steps, as_rates, with_warmup
 from kiln.recipe import FIELDS, Recipe
 from kiln.recipe.duration import Duration
 from kiln.recipe.schedule_text import WITH_LOWEST_RATE, code_in, parse_schedule
@@ -333,7 +333,8 @@ def test_a_momentum_that_is_the_schedules_own_is_none_that_it_overwrites():
     made("one_cycle", optim={"betas": [0.95, 0.99]})
     settings = Settings({field: Recipe(schedule={"name": "one_cycle", "warmup": "0%"})[field] for field in FIELDS})
     settings.decide("optim.betas", (0.9, 0.999), "adamw's own")
-    make_schedule(settings, CLOCK, validates=True)
+    schedule, _ = make_schedule(settings, CLOCK, validates=True)
+    assert as_rates(schedule(0)).momentum == pytest.approx(0.95)
 
 
 @pytest.mark.parametrize("options", [{}, {"name": "plateau"}, {"name": "constant", "warmup": "10%"}])
@@ -350,4 +351,5 @@ def test_rprop_has_no_warmup_that_nobody_asked_for():
     recipe = Recipe(schedule={"name": "constant"}, optim={"name": "rprop"})
     settings = Settings({field: recipe[field] for field in FIELDS})
     decide_warmup(settings)
-    make_schedule(settings, CLOCK, validates=True)
+    schedule, _ = make_schedule(settings, CLOCK, validates=True)
+    assert {as_rates(schedule(step)).lr for step in range(CLOCK.total_steps)} == {1.0}

@@ -36,7 +36,6 @@ ZH: dict[str, str] = {
     "at least 0, below 1": "不小于 0 且小于 1",
     "muon finds no hidden matrix or kernel here": "muon 在此找不到隐藏层的矩阵或卷积核",
     "adamw, or other not_hidden": "adamw，或其他 not_hidden",
-    "a stage of several may train the head alone; adamw_alone = True says that it is meant": "多个阶段之一可以只训练分类头；adamw_alone = True 表示这是有意的",
     "{name} made a {kind}": "{name} 生成了 {kind}",
     "a torch.optim.Optimizer over the groups that it is given": "针对所给参数组的 torch.optim.Optimizer",
     "unknown optimizer {name}": "未知的优化器 {name}",

@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from kiln.metrics.classification import Floats, macro_f1, shares
+from kiln.metrics.classification import Floats
 
 
 def sigmoid(logits: ArrayLike) -> Floats:
@@ -43,13 +43,3 @@ def label_counts(targets: NDArray, predictions: NDArray) -> tuple[NDArray, NDArr
     """Per label: hits (true and predicted), predicted, actual. Returns: three (K,) int64."""
     targets, predictions = np.asarray(targets, bool), np.asarray(predictions, bool)
     return (targets & predictions).sum(axis=0), predictions.sum(axis=0), targets.sum(axis=0)
-
-
-def f1_macro(targets: NDArray, predictions: NDArray) -> float:
-    """The mean F1 of the labels that occur in truth or prediction."""
-    return float(macro_f1(*label_counts(targets, predictions)))
-
-
-def f1_micro(targets: NDArray, predictions: NDArray) -> float:
-    """The F1 of all labels of all samples counted together."""
-    return float(shares(*(count.sum() for count in label_counts(targets, predictions)))[2])

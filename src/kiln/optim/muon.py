@@ -33,9 +33,10 @@ class Muon(torch.optim.AdamW):
         eps: of AdamW.
         weight_decay: of groups that do not say.
         not_hidden: names or patterns of what AdamW trains although it is 2-d or more: the head, embeddings.
-        adamw_alone: work also where no parameter is a hidden matrix, as in a stage that trains the head alone.
-    Raises: UsageError: no parameter is a hidden matrix, and nothing says that this is meant.
+    Raises: UsageError: no parameter is a hidden matrix.
     """
+
+    needs_hidden = True
 
     def __init__(
         self,
@@ -48,7 +49,6 @@ class Muon(torch.optim.AdamW):
         eps: float = 1e-8,
         weight_decay: float = 0.1,
         not_hidden: Sequence[str] = (),
-        adamw_alone: bool = False,
     ) -> None:
         choices = ("match_rms_adamw", "original", "spectral_unclamped")
         if adjust_lr_fn not in choices:
@@ -59,12 +59,9 @@ class Muon(torch.optim.AdamW):
         self._own = {"momentum": momentum, "adjust_lr_fn": adjust_lr_fn}
         super().__init__(groups, lr, betas, eps, weight_decay)
         self.defaults.update(self._own)
-        if not adamw_alone and all(group["algorithm"] == "adamw" for group in self.param_groups):
+        if self.needs_hidden and all(group["algorithm"] == "adamw" for group in self.param_groups):
             raise UsageError(
-                "E103",
-                "muon finds no hidden matrix or kernel here",
-                expected="adamw, or other not_hidden",
-                hint="a stage of several may train the head alone; adamw_alone = True says that it is meant",
+                "E103", "muon finds no hidden matrix or kernel here", expected="adamw, or other not_hidden"
             )
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
@@ -122,6 +119,12 @@ class Muon(torch.optim.AdamW):
             adjust_lr_fn=group["adjust_lr_fn"],
             has_complex=False,
         )
+
+
+class StagedMuon(Muon):
+    """Muon in one of several stages, which may train the head alone: AdamW then does all."""
+
+    needs_hidden = False
 
 
 def is_hidden(name: str, parameter: Tensor, not_hidden: Sequence[str]) -> bool:

@@ -16,13 +16,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from kiln.batch import Batch
 from kiln.data.loader import Assembler, evaluation_batches
 from kiln.engine.features import EvaluationFeatures
 from kiln.errors import UsageError
 from kiln.jobs.assembly.batches import Pipeline
 from kiln.jobs.assembly.features import bytes_of_a_sample, probe
-from kiln.jobs.assembly.resolve import LATER_HEAD, Settings, chosen_samples
+from kiln.jobs.assembly.resolve import Settings, chosen_samples, decide_stages
 from kiln.jobs.intake import Intake
 from kiln.losses.contract import as_terms
 from kiln.models.blocks import ordered_blocks, running_norms, select
@@ -63,8 +62,7 @@ def settle_first_head(settings: Settings, pipeline: Pipeline, *, head: str | Non
         raise UsageError("E103", f"finetune.head_start = 'fitted', but {why}", hint="leave it at auto")
     settings.decide("finetune.head_start", "random", why)
     if "finetune.stages" in settings.reasons and _is_new(pipeline.created, head):
-        stages = (LATER_HEAD[0], f"{LATER_HEAD[1]}{settings['finetune.stages'][0].removeprefix('all')}")
-        settings.decide("finetune.stages", stages, "the new head first, then all, lower layers more slowly")
+        decide_stages(settings)
     return None
 
 
@@ -77,8 +75,8 @@ def fit_head_(
     forward: Callable[..., Tensor],
     loss: nn.Module,
     head: str | None,
-) -> float:
-    """Fit the head to the backbone's features of training images. Returns: its loss in the end.
+) -> None:
+    """Fit the head to the backbone's features of training images.
 
     Args:
         settings: of the training.
@@ -109,7 +107,12 @@ def fit_head_(
             with _by_batch(model, norms):
                 made = EvaluationFeatures(cut).batches(model, several, forward=forward, device=device)
             set_frozen(model, select(model, ("backbone",), ordered_blocks(model, head=head)))
-            return _fit(model, cut, made, loss, seed=settings["training.seed"])
+            if made:  # where no image can be read, whoever counts bad files will say so
+                targets = torch.cat([batch.targets for batch in made])
+                if pipeline.batches.mixing is not None:  # the loss may take no others than mixed batches have
+                    targets = intake.task.soften(targets, intake.task.num_outputs(intake.classes))
+                features = torch.cat([batch.images for batch in made]).float()
+                _fit(model, cut, features, targets, loss, seed=settings["training.seed"])
     finally:
         set_frozen(model, before)
 
@@ -133,24 +136,19 @@ def _by_batch(model: nn.Module, norms: Collection[str]) -> Iterator[None]:
             buffer.copy_(value)
 
 
-def _fit(model: nn.Module, cut: FeatureCut, made: list[Batch], loss: nn.Module, *, seed: int) -> float:
-    features = torch.cat([batch.images for batch in made]).float()
-    targets = torch.cat([batch.targets for batch in made])
+def _fit(model: nn.Module, cut: FeatureCut, features: Tensor, targets: Tensor, loss: nn.Module, *, seed: int) -> None:
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(parameters, lr=RATE, weight_decay=DECAY)
     draws = torch.Generator().manual_seed(torch_seed(seed, Purpose.INIT, step=1))
-    value = torch.zeros(())
     for step in range(STEPS):
         rows = torch.randint(len(features), (min(SIZE, len(features)),), generator=draws).to(features.device)
         optimizer.param_groups[0]["lr"] = RATE * (1 + math.cos(math.pi * step / STEPS)) / 2
         terms = as_terms(loss(cut.head(model, features[rows]), targets[rows]), len(rows))
-        value = _mean(terms.values, terms.weights)
         optimizer.zero_grad(set_to_none=True)
-        value.backward()
+        _mean(terms.values, terms.weights).backward()
         optimizer.step()
     for parameter in parameters:
         parameter.grad = None
-    return float(value.detach())
 
 
 def _mean(values: Tensor, weights: Tensor | None) -> Tensor:

@@ -12,7 +12,7 @@ from kiln.optim.averages import Average, Ema, Swa
 from kiln.optim.clipping import Clip, ClipAdaptive, ClipNorm, ClipValue
 from kiln.optim.groups import check_groups, matches, parameter_groups
 from kiln.optim.layers import undecayed_names
-from kiln.optim.muon import is_hidden
+from kiln.optim.muon import Muon, is_hidden
 from kiln.optim.optimizers import create_optimizer, find_optimizer, settings_of
 from kiln.optim.sam import SharpnessAware
 from kiln.recipe import FIELDS
@@ -61,9 +61,11 @@ def make_optimizer(
     options = {key: value for key, value in options.items() if value is not None} | args
     if "not_hidden" in (settings_of(find_optimizer(name)) or {}):
         options.setdefault("not_hidden", (*head, *sorted(undecayed_names(model))))
-        if rules_may_wait:  # a stage may train what AdamW trains, if there is anything for Muon in the others
-            hidden = [key for key, p in model.named_parameters() if is_hidden(key, p, options["not_hidden"])]
-            options.setdefault("adamw_alone", bool(hidden))
+        hidden = (is_hidden(key, p, options["not_hidden"]) for key, p in model.named_parameters())
+        if (
+            find_optimizer(name) is Muon and rules_may_wait and any(hidden)
+        ):  # a stage may train the head alone, if the others have something for Muon
+            name = "kiln.optim.muon:StagedMuon"
     optimizer = create_optimizer(name, groups, lr=lr, **options)
     check_groups(model, optimizer.param_groups)
     return optimizer

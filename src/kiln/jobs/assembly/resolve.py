@@ -217,8 +217,6 @@ def _resolve_batches(settings: Settings, intake: Intake) -> None:
         settings.decide("training.drop_last", drop, reason)
 
 
-LATER_HEAD = ("head at 10", "all from 20%")
-"""The stages of a head that begins at random."""
 SMALL_PASS = 16
 """Fewer samples at once than this give BatchNorm poor statistics; those of trained weights are better."""
 
@@ -230,15 +228,7 @@ def _resolve_finetune(settings: Settings, world_size: int) -> None:
     if settings.asks("finetune.head_start"):
         settings.decide("finetune.head_start", *_head_start(values, usual=first, scratch=scratch))
     if first:
-        decay = "" if values["optim.layer_decay"] != 1 else " decay 0.75"
-        fitted = values["finetune.head_start"] == "fitted"
-        stages = (f"all{decay}",) if fitted else (LATER_HEAD[0], f"{LATER_HEAD[1]}{decay}")
-        why = (
-            "a fitted head, then all, lower layers more slowly"
-            if fitted
-            else "the new head first, then all, lower layers more slowly"
-        )
-        settings.decide("finetune.stages", stages, why)
+        decide_stages(settings)
     if settings.asks("finetune.freeze_norm"):
         passed = values["training.micro_batch_size"] or -(-values["training.batch_size"] // world_size)
         if mode in ("head", "lora"):
@@ -249,6 +239,16 @@ def _resolve_finetune(settings: Settings, world_size: int) -> None:
         else:
             why = f"{passed} samples at once give poor statistics, and the weights bring good ones"
             settings.decide("finetune.freeze_norm", "statistics", why)
+
+
+def decide_stages(settings: Settings) -> None:
+    """The stages of `staged` without stages of the user's own: a fitted head takes none of the run."""
+    decay = "" if settings.values["optim.layer_decay"] != 1 else " decay 0.75"
+    if settings.values["finetune.head_start"] == "fitted":
+        settings.decide("finetune.stages", (f"all{decay}",), "a fitted head, then all, lower layers more slowly")
+    else:
+        stages = ("head at 10", f"all from 20%{decay}")
+        settings.decide("finetune.stages", stages, "the new head first, then all, lower layers more slowly")
 
 
 def _head_start(values: Mapping[str, Any], *, usual: bool, scratch: bool) -> tuple[str, str]:
