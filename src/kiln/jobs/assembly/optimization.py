@@ -62,9 +62,8 @@ def make_optimizer(
     if "not_hidden" in (settings_of(find_optimizer(name)) or {}):
         options.setdefault("not_hidden", (*head, *sorted(undecayed_names(model))))
         hidden = (is_hidden(key, p, options["not_hidden"]) for key, p in model.named_parameters())
-        if (
-            find_optimizer(name) is Muon and rules_may_wait and any(hidden)
-        ):  # a stage may train the head alone, if the others have something for Muon
+        # A stage may train the head alone, if the others have something for Muon.
+        if find_optimizer(name) is Muon and rules_may_wait and any(hidden):
             name = "kiln.optim.muon:StagedMuon"
     optimizer = create_optimizer(name, groups, lr=lr, **options)
     check_groups(model, optimizer.param_groups)
